@@ -1,0 +1,96 @@
+"""Residual blocks, shortcuts, and the body that all networks share. Nothing here knows a method.
+
+conv and act are factories: `conv(in_channels, out_channels, kernel_size, stride=, padding=)` makes the (binary)
+convolution of a block, `act(channels)` its nonlinearity, `shortcut(in_channels, out_channels, stride)` the path around.
+"""
+
+import torch.nn.functional as F
+from torch import nn
+
+
+class PadShortcut(nn.Module):
+    """Subsample and pad with zero channels on both sides: option A of He et al., CVPR 2016. No parameters."""
+
+    def __init__(self, in_channels, out_channels, stride):
+        super().__init__()
+        self.stride = stride
+        self.extra = out_channels - in_channels
+
+    def forward(self, x):
+        before = self.extra // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.extra - before))
+
+
+def conv_shortcut(in_channels, out_channels, stride):
+    """Strided full-precision 1x1 convolution, BatchNorm."""
+    conv = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+
+def avgpool_shortcut(in_channels, out_channels, stride):
+    """Average pooling, full-precision 1x1 convolution, BatchNorm: keeps what a strided convolution would skip."""
+    conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    return nn.Sequential(nn.AvgPool2d(stride), conv, nn.BatchNorm2d(out_channels))
+
+
+class BiRealBlock(nn.Module):
+    """One convolution with a shortcut around it: act(bn(conv(x)) + shortcut(x)) (Bi-Real Net, Liu et al., 2018)."""
+
+    CONVS = 1
+
+    def __init__(self, in_channels, out_channels, stride, *, conv, act, shortcut):
+        super().__init__()
+        self.conv = conv(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.act = act(out_channels)
+        changes_shape = stride != 1 or in_channels != out_channels
+        self.shortcut = shortcut(in_channels, out_channels, stride) if changes_shape else nn.Identity()
+
+    def forward(self, x):
+        out = self.bn(self.conv(x))
+        out += self.shortcut(x)
+        return self.act(out)
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions with a shortcut around both (He et al., CVPR 2016): the `normal` structure."""
+
+    CONVS = 2
+
+    def __init__(self, in_channels, out_channels, stride, *, conv, act, shortcut):
+        super().__init__()
+        self.conv1 = conv(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.act1 = act(out_channels)
+        self.conv2 = conv(out_channels, out_channels, 3, stride=1, padding=1)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.act2 = act(out_channels)
+        changes_shape = stride != 1 or in_channels != out_channels
+        self.shortcut = shortcut(in_channels, out_channels, stride) if changes_shape else nn.Identity()
+
+    def forward(self, x):
+        out = self.act1(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += self.shortcut(x)
+        return self.act2(out)
+
+
+class Network(nn.Module):
+    """A classifier in two halves, so that IRes can look between them.
+
+    features(images) -> list of tapped maps, the last of which is A_l, the penultimate features (N, C, h, w);
+    classify(maps) -> logits (N, classes). A subclass sets `recovery`: None, or a head of `modules.recovery`.
+    """
+
+    def fuse(self, maps):
+        """The features that the classifier sees: A_l, or the recovery head's fusion of all maps."""
+        return maps[-1] if self.recovery is None else self.recovery(maps)
+
+    def features(self, images):
+        raise NotImplementedError
+
+    def classify(self, maps):
+        raise NotImplementedError
+
+    def forward(self, images):
+        return self.classify(self.features(images))

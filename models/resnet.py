@@ -1,0 +1,79 @@
+"""Residual networks for CIFAR and ImageNet, from one class; a variant is data."""
+
+from torch import nn
+
+from models.blocks import BasicBlock, BiRealBlock, Network, PadShortcut, avgpool_shortcut, conv_shortcut
+
+STRUCTURES = {"bireal": BiRealBlock, "normal": BasicBlock}
+SHORTCUTS = {"pad": PadShortcut, "conv": conv_shortcut, "avgpool": avgpool_shortcut}
+
+# arch -> (channels of each stage, pairs of 3x3 convolutions in each stage)
+CIFAR_STAGES = {"resnet20": ((16, 32, 64), (3, 3, 3)), "resnet18": ((64, 128, 256, 512), (2, 2, 2, 2))}
+IMAGENET_STAGES = {
+    "resnet18": ((64, 128, 256, 512), (2, 2, 2, 2)),
+    "resnet34": ((64, 128, 256, 512), (3, 4, 6, 3)),
+}
+
+
+class ResNet(Network):
+    """Stem, stages, average pooling, BatchNorm1d, linear layer.
+
+    widths, pairs: channels, and pairs of convolutions, of each stage; all stages but the first halve the size.
+    large_input: the 7x7 stem with stride 2 and a max-pooling, for 224x224; else a 3x3 stem.
+    stem_act, feature_norm, feature_relu: whether the stem ends in an activation, whether BatchNorm1d stands before the
+    linear layer, and a ReLU between the two. recovery: factory of the head, given the channels of all taps, or None.
+    Taps: the stem (before its max-pooling) and the output of every stage.
+    """
+
+    def __init__(
+        self,
+        widths,
+        pairs,
+        *,
+        num_classes,
+        conv,
+        act,
+        structure="bireal",
+        shortcut="pad",
+        large_input=False,
+        stem_act=True,
+        feature_norm=True,
+        feature_relu=False,
+        recovery=None,
+    ):
+        super().__init__()
+        kernel_size, stride = (7, 2) if large_input else (3, 1)
+        self.conv1 = nn.Conv2d(3, widths[0], kernel_size, stride=stride, padding=kernel_size // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.act1 = act(widths[0]) if stem_act else nn.Identity()
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1) if large_input else nn.Identity()
+        block = STRUCTURES[structure]
+        self.stages = nn.ModuleList()
+        channels = widths[0]
+        for width, pair in zip(widths, pairs):
+            stage = nn.Sequential()
+            for i in range(pair * 2 // block.CONVS):
+                stride = 2 if i == 0 and width != widths[0] else 1
+                stage.append(block(channels, width, stride, conv=conv, act=act, shortcut=SHORTCUTS[shortcut]))
+                channels = width
+            self.stages.append(stage)
+        self.recovery = recovery and recovery([widths[0], *widths])
+        self.feature_norm = nn.BatchNorm1d(channels) if feature_norm else nn.Identity()
+        self.feature_act = nn.ReLU() if feature_relu else nn.Identity()
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight)
+
+    def features(self, images):
+        x = self.act1(self.bn1(self.conv1(images)))
+        maps = [x]
+        x = self.pool(x)
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def classify(self, maps):
+        x = self.fuse(maps).mean((2, 3))
+        return self.fc(self.feature_act(self.feature_norm(x)))

@@ -1,0 +1,1 @@
+"""Building blocks of binary networks: binarizers, the binary convolution, IRes, IRec and CIRec."""

@@ -1,0 +1,107 @@
+"""The sign function and the gradient estimators that train through it.
+
+Every binarizer returns sign(x) as equation (3) defines it, +1 where x >= 0 and -1 elsewhere, never 0: exact 1-bit
+inference depends on it. They differ in the gradient that they put in the place of sign's own, which is zero almost
+everywhere. Each saves one tensor for the backward pass.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+
+def binary_sign(x):
+    """+1 where x >= 0, -1 elsewhere (equation 3); same shape, dtype and memory format. No gradient of its own."""
+    return (x >= 0).to(x.dtype).mul_(2).sub_(1)
+
+
+class _ClipSign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.abs() <= 1)
+        return binary_sign(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (inside,) = ctx.saved_tensors
+        return grad * inside
+
+
+class _BiRealSign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return binary_sign(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return x.abs().mul_(-2).add_(2).clamp_(min=0).mul_(grad)
+
+
+class _EDESign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, k, t):
+        ctx.save_for_backward(x, k, t)
+        return binary_sign(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, k, t = ctx.saved_tensors
+        return (x * t).tanh_().square_().neg_().add_(1).mul_(k * t).mul_(grad), None, None
+
+
+class ClipSTE(nn.Module):
+    """Straight-through estimator, clipped: forward sign(x); gradient 1 where |x| <= 1, else 0.
+
+    Source: Hubara et al., "Binarized Neural Networks", 2016.
+    """
+
+    def forward(self, x):
+        return _ClipSign.apply(x)
+
+
+class BiRealSTE(nn.Module):
+    """Piecewise polynomial estimator: forward sign(x); gradient 2 - 2|x| where |x| <= 1, else 0.
+
+    Source: Liu et al., "Bi-Real Net", ECCV 2018. IR²Net's estimator for activations.
+    """
+
+    def forward(self, x):
+        return _BiRealSign.apply(x)
+
+
+class EDE(nn.Module):
+    """Error decay estimator: forward sign(x); gradient k * t * (1 - tanh²(t * x)).
+
+    k and t follow from the training's progress (`set_progress`): early the gradient is nearly that of the identity,
+    late nearly that of sign. They are no part of a checkpoint, and they live in buffers, not in Python numbers, so that
+    a compiled step does not recompile when they change.
+
+    Source: Qin et al., "Forward and Backward Information Retention for Accurate Binary Neural Networks", CVPR 2020.
+    """
+
+    T_MAX = 10.0
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("k", torch.ones(()), persistent=False)
+        self.register_buffer("t", torch.ones(()), persistent=False)
+
+    def set_progress(self, progress, t_min):
+        """t = t_min * (T_MAX / t_min)^progress and k = max(1 / t, 1), for progress in [0, 1]."""
+        t = t_min * 10 ** (progress * math.log10(self.T_MAX / t_min))
+        self.t.fill_(t)
+        self.k.fill_(max(1 / t, 1))
+
+    def forward(self, x):
+        return _EDESign.apply(x, self.k, self.t)
+
+
+def anneal_estimators(model, epoch, epochs, t_min):
+    """Set k and t of every EDE in `model` for `epoch` (from 0) of `epochs`; returns (k, t), or None if it has none."""
+    estimators = [module for module in model.modules() if isinstance(module, EDE)]
+    for estimator in estimators:
+        estimator.set_progress(epoch / epochs, t_min)
+    return (estimators[0].k.item(), estimators[0].t.item()) if estimators else None

@@ -1,0 +1,75 @@
+"""The binary convolution that all networks share."""
+
+from torch import nn
+
+from modules.binarize import BiRealSTE, ClipSTE
+
+BITS = (1, 32)
+
+
+class BinaryConv2d(nn.Conv2d):
+    """conv(sign(input_transform(x)), sign(weight_transform(w)) * scale), with nn.Conv2d's arguments and these:
+
+    weight_bits, activation_bits: 1 binarizes, 32 leaves as it is; (32, 32) is nn.Conv2d exactly.
+    weight_binarizer, activation_binarizer: factories of a module of `modules.binarize`.
+    weight_transform: None, or a factory of a module of `modules.weights`, given the output channels.
+    input_transform: None, or a factory of a module of `modules.activations`, given the input channels.
+
+    What belongs to a side of 32 bits is not made at all, so that no parameter is without a gradient.
+    Input (N, C_in, H, W), output (N, C_out, H', W'). Padding adds zeros after the sign.
+    Raises ValueError for other bit widths. Source: equation (2), with (4)'s scale where a method has one.
+    """
+
+    def __init__(
+        self,
+        *args,
+        weight_bits=1,
+        activation_bits=1,
+        weight_binarizer=ClipSTE,
+        activation_binarizer=BiRealSTE,
+        weight_transform=None,
+        input_transform=None,
+        **kwargs,
+    ):
+        for bits in (weight_bits, activation_bits):
+            if bits not in BITS:
+                raise ValueError(f"bits must be 1 or 32, not {bits}")
+        super().__init__(*args, **kwargs)
+        self.weight_bits = weight_bits
+        self.activation_bits = activation_bits
+        self.weight_transform = self.weight_binarizer = None
+        self.input_transform = self.activation_binarizer = None
+        if weight_bits == 1:
+            self.weight_transform = weight_transform and weight_transform(self.out_channels)
+            self.weight_binarizer = weight_binarizer()
+        if activation_bits == 1:
+            self.input_transform = input_transform and input_transform(self.in_channels)
+            self.activation_binarizer = activation_binarizer()
+
+    def binary_weight(self):
+        """(signs, scale): signs (C_out, C_in, kH, kW) of -1 and +1; scale (C_out, 1, 1, 1), or None."""
+        weight, scale = self.weight, None
+        if self.weight_transform is not None:
+            weight, scale = self.weight_transform(weight)
+        return self.weight_binarizer(weight), scale
+
+    def quantized_weight(self):
+        """The weights that the convolution uses, shaped as the latent ones."""
+        if self.weight_bits == 32:
+            return self.weight
+        signs, scale = self.binary_weight()
+        return signs if scale is None else signs * scale
+
+    def quantized_input(self, x):
+        """The activations that the convolution uses, shaped as x."""
+        if self.activation_bits == 32:
+            return x
+        if self.input_transform is not None:
+            x = self.input_transform(x)
+        return self.activation_binarizer(x)
+
+    def forward(self, x):
+        return self._conv_forward(self.quantized_input(x), self.quantized_weight(), self.bias)
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, bits={self.weight_bits}/{self.activation_bits}"

@@ -1,0 +1,90 @@
+"""Information restriction (IRes): what the network pays no attention to is taken out of its input, and it learns again.
+
+Source: section IV-A, equations (5) to (10), Algorithm 1. Training only: inference is untouched.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+VARIANTS = ("paper", "released")
+
+
+def attention_map(features, variant="paper"):
+    """Attention over positions, (N, H, W), of features A_l (N, C, H, W).
+
+    paper: the sum over channels of the squares, equation (5). released: their mean, L2-normalised along the height,
+    as the authors' code has it. Computed in float32 at least.
+    """
+    squares = features.to(torch.promote_types(features.dtype, torch.float32)).square()
+    if variant == "paper":
+        return squares.sum(1)
+    return F.normalize(squares.mean(1), dim=1)
+
+
+def attention_mask(features, size, lam, variant="paper"):
+    """Mask (N, 1, *size) of ones, where the network looks, and zeros; no gradient.
+
+    The attention map of features (N, C, h, w) is upsampled bilinearly to `size` (6); a pixel is kept where the map is
+    at least lam times its mean over the image (8, 9), so that lam = 0 keeps all. released: corners aligned, and
+    strictly more than lam times the mean.
+    """
+    released = variant == "released"
+    attention = attention_map(features.detach(), variant).unsqueeze(1)
+    attention = F.interpolate(attention, size=size, mode="bilinear", align_corners=released)
+    threshold = lam * attention.mean((2, 3), keepdim=True)
+    keep = attention > threshold if released else attention >= threshold
+    return keep.to(attention.dtype)
+
+
+class PlainLoss(nn.Module):
+    """One training step without IRes: `step(images, targets) -> loss, logits, metrics`.
+
+    It owns the model, so that DistributedDataParallel and torch.compile wrap the step as a whole.
+    """
+
+    def __init__(self, model, criterion):
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+
+    def forward(self, images, targets):
+        logits = self.model(images)
+        return self.criterion(logits, targets), logits, {}
+
+
+class IResLoss(nn.Module):
+    """One training step with IRes: `step(images, targets) -> loss, logits, metrics`.
+
+    The images (N, C, H, W), already normalised, pass twice: as they are, then masked by the attention that the first
+    pass paid (7). loss = mu * loss(original) + (1 - mu) * loss(masked), equation (10). The logits are the first
+    pass's; the metrics are scalars: the two losses, and the fraction of pixels masked.
+
+    model: has `features(images)`, whose last map is A_l, and `classify(maps)`.
+    criterion: function of (logits, targets), to a scalar. Raises ValueError for lam, mu or a variant out of range.
+    """
+
+    def __init__(self, model, criterion, lam=0.15, mu=0.5, variant="paper"):
+        super().__init__()
+        if not 0 <= lam <= 1 or not 0 <= mu <= 1:
+            raise ValueError(f"lam and mu must lie in [0, 1], not {lam} and {mu}")
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, not {variant!r}")
+        self.model = model
+        self.criterion = criterion
+        self.lam = lam
+        self.mu = mu
+        self.variant = variant
+
+    def forward(self, images, targets):
+        maps = self.model.features(images)
+        logits = self.model.classify(maps)
+        mask = attention_mask(maps[-1], images.shape[2:], self.lam, self.variant)
+        original = self.criterion(logits, targets)
+        masked = self.criterion(self.model(images * mask.to(images.dtype)), targets)
+        metrics = {
+            "loss_original": original.detach(),
+            "loss_masked": masked.detach(),
+            "masked_fraction": 1 - mask.mean(),
+        }
+        return self.mu * original + (1 - self.mu) * masked, logits, metrics
