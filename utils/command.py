@@ -1,0 +1,90 @@
+"""How a command ends: one clear line on standard error and an exit status, never a traceback for a user's mistake."""
+
+import argparse
+import functools
+import sys
+
+
+class UsageError(Exception):
+    """Wrong usage or missing data; the command exits with status 2."""
+
+
+class RunError(Exception):
+    """A run, or a file that it needs, failed; the command exits with status 1."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line and defaults in the help."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        self.exit(2, f"error: {message} (see python -m {self.prog} --help)\n")
+
+
+def command(main):
+    """Decorates `main(argv=None)`: turns UsageError, RunError and OSError into one line and an exit status."""
+
+    @functools.wraps(main)
+    def wrapped(argv=None):
+        try:
+            return main(argv)
+        except UsageError as error:
+            return _fail(error, 2)
+        except (RunError, OSError) as error:
+            return _fail(error, 1)
+        except KeyboardInterrupt:
+            return _fail("interrupted", 130)
+
+    return wrapped
+
+
+def _fail(error, status):
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    raise SystemExit(status)
+
+
+def positive_int(text):
+    """argparse type: an integer of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
+    return value
+
+
+def non_negative_int(text):
+    """argparse type: an integer of 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {value}")
+    return value
+
+
+def positive_float(text):
+    """argparse type: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0 and finite, not {text}")
+    return value
+
+
+def non_negative_float(text):
+    """argparse type: a finite number, 0 or above."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be 0 or above and finite, not {text}")
+    return value
+
+
+def fraction(text):
+    """argparse type: a number in [0, 1]."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must lie in [0, 1], not {text}")
+    return value
+
+
+for _type, _name in ((positive_int, "int"), (non_negative_int, "int"), (positive_float, "float")):
+    _type.__name__ = _name  # what argparse calls the type in "invalid int value: 'x'"
+non_negative_float.__name__ = fraction.__name__ = "float"
