@@ -186,8 +186,21 @@ def _decode_all(files, image_size, title, progress):
     return images
 
 
+def labels(dataset, train, test):
+    """What a run keeps of its data: plain values."""
+    return {
+        "dataset": dataset,
+        "train_images": len(train),
+        "test_images": len(test),
+        "classes": train.classes,
+        "image_size": list(train.images.shape[2:]),
+        "train_fingerprint": train.fingerprint(),
+        "test_fingerprint": test.fingerprint(),
+    }
+
+
 class Batches:
-    """Batches (images float32 (B, 3, H, W), normalised; labels int64 (B,)) of an ImageSet, on `device`.
+    """Batches (images (B, 3, H, W), normalised, in `dtype`; labels int64 (B,)) of an ImageSet, on `device`.
 
     train: `epoch(e)` yields the images in the order that (seed, e) gives, each cropped at an offset of its own from
     the image padded by 4 black pixels and, where the set allows, mirrored with probability 1/2; the last partial
@@ -197,7 +210,7 @@ class Batches:
 
     PADDING = 4
 
-    def __init__(self, data, batch_size, device="cpu", train=False, seed=0):
+    def __init__(self, data, batch_size, device="cpu", train=False, seed=0, dtype=torch.float32):
         self.batch_size = min(batch_size, len(data))
         self.count = len(data)
         self.train = train
@@ -209,8 +222,10 @@ class Batches:
         self.stored_size = tuple(images.shape[2:])
         self.pixels = images.flatten(2).to(self.device)
         self.labels = data.labels.to(self.device)
-        self.scale = torch.tensor([1 / (255 * s) for s in STD], device=self.device).view(1, 3, 1, 1)
-        self.shift = torch.tensor([m / s for m, s in zip(MEAN, STD)], device=self.device).view(1, 3, 1, 1)
+        self.dtype = dtype
+        scale, shift = [1 / (255 * s) for s in STD], [m / s for m, s in zip(MEAN, STD)]
+        self.scale = torch.tensor(scale, dtype=dtype, device=self.device).view(1, 3, 1, 1)
+        self.shift = torch.tensor(shift, dtype=dtype, device=self.device).view(1, 3, 1, 1)
 
     def __len__(self):
         if self.train:
@@ -253,7 +268,7 @@ class Batches:
         return pixels.gather(2, where.expand(-1, 3, -1)).view(-1, 3, height, width)
 
     def _normalise(self, images):
-        return images.to(torch.float32).mul_(self.scale).sub_(self.shift)
+        return images.to(self.dtype).mul_(self.scale).sub_(self.shift)
 
 
 def unnormalise(images):

@@ -71,9 +71,7 @@ METHODS = {
         network={CIFAR: {"act": "hardtanh"}, IMAGENET: _BIREAL_IMAGENET},
         refused={(32, 1): "xnor only adds a scale to binary weights: with real weights it is bnn; use --method bnn"},
     ),
-    "irnet": Method(
-        "IR-Net: Libra-PB and EDE", conv=_IRNET_CONV, network=_IRNET_NETWORK, network_1w32a=_IRNET_1W32A
-    ),
+    "irnet": Method("IR-Net: Libra-PB and EDE", conv=_IRNET_CONV, network=_IRNET_NETWORK, network_1w32a=_IRNET_1W32A),
     "sdbnn": Method(
         "SD-BNN: self-distribution of weights and activations",
         conv={

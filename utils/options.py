@@ -1,8 +1,11 @@
 """Flags that several commands share."""
 
+from argparse import BooleanOptionalAction, Namespace
+
 from models import METHODS, RECOVERIES, STRUCTURES, VARIANTS
 from modules.activations import ACTIVATIONS
-from utils.command import positive_int
+from modules.restriction import VARIANTS as IRES_VARIANTS
+from utils.command import fraction, non_negative_float, non_negative_int, positive_float, positive_int
 
 
 def groups_value(text):
@@ -34,3 +37,39 @@ def network_config(args, **extra):
     names = ("arch", "dataset", "method", "weight_bits", "activation_bits", "structure", "activation")
     names += ("recovery", "ratio", "groups", "variant")
     return {name: getattr(args, name) for name in names if hasattr(args, name)} | extra
+
+
+def add_training_flags(parser):
+    """Loss and optimizer. What is None here is filled by the recipe of the architecture and method."""
+    group = parser.add_argument_group("training (defaults: the recipe of the architecture and method)")
+    group.add_argument("--ires", action=BooleanOptionalAction, default=False, help="information restriction")
+    group.add_argument("--lam", type=fraction, default=0.15, help="IRes: mask below lam times the mean attention")
+    group.add_argument("--mu", type=fraction, default=0.5, help="IRes: weight of the original image's loss")
+    group.add_argument("--ires-variant", choices=IRES_VARIANTS, default="paper", help="the paper's or the code's mask")
+    group.add_argument("--epochs", type=positive_int)
+    group.add_argument("--batch-size", type=positive_int)
+    group.add_argument("--lr", type=positive_float, help="initial learning rate")
+    group.add_argument("--momentum", type=fraction)
+    group.add_argument("--weight-decay", type=non_negative_float)
+    group.add_argument("--t-min", type=positive_float, help="EDE's t in the first epoch")
+    group.add_argument("--seed", type=non_negative_int, default=0)
+
+
+def add_runtime_flags(parser):
+    """Where and how to compute, and what to keep."""
+    group = parser.add_argument_group("runtime")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    group.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help="mixed precision")
+    group.add_argument("--compile", choices=("auto", "off", "on"), default="auto", help="torch.compile the step")
+    group.add_argument("--deterministic", action="store_true", help="the same bits in every run")
+    group.add_argument("--output-dir", metavar="DIR", default="runs/latest", help="the run's folder")
+    group.add_argument("--resume", nargs="?", const="", metavar="PATH", help="go on; default: --output-dir's last.pt")
+    group.add_argument("--print-freq", type=positive_int, default=50, help="steps between looks at the running loss")
+    group.add_argument("--no-progress", action="store_true", help="no progress bars")
+
+
+def given_flags(parser, argv):
+    """{name: value} of the flags that stand in argv, without those that only have a default."""
+    unset = object()
+    blank = Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset))
+    return {name: value for name, value in vars(parser.parse_args(argv, blank)).items() if value is not unset}

@@ -50,18 +50,14 @@ class Run:
     def save_args(self, args):
         write_atomic(self.folder / ARGS, json.dumps(args, indent=2) + "\n")
 
-    def keep_rows(self, epochs):
-        """Forget the rows of metrics.csv after the first `epochs`: a resumed run writes them again."""
-        path = self.folder / METRICS
-        self.rows = []
-        if path.exists():
-            with path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
+    def set_rows(self, rows):
+        """Start metrics.csv from the rows that a checkpoint holds; what came after it is forgotten."""
+        self.rows = rows
         self._write_rows()
 
     def add_row(self, row):
         """One epoch's row. It holds nothing that depends on the clock, so that a resumed run's rows are the same."""
-        self.rows.append(row)
+        self.rows = [*self.rows, row]
         self._write_rows()
 
     def _write_rows(self):
@@ -104,9 +100,11 @@ def git_commit():
     here = Path(__file__).parent
 
     def git(*arguments):
-        return subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", here, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

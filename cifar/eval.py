@@ -1,0 +1,54 @@
+"""Evaluate a checkpoint on every test image of CIFAR-10, CIFAR-100, a folder of small images, or digits."""
+
+import json
+
+from cifar import data
+from utils import engine
+from utils.checkpoint import load_model
+from utils.command import Parser, RunError, UsageError, command, positive_int
+from utils.losses import cross_entropy
+
+
+def build_parser():
+    parser = Parser(prog="cifar.eval", description=__doc__)
+    parser.add_argument("--checkpoint", metavar="PATH", help="ours, or a released one")
+    parser.add_argument("--dataset", choices=data.DATASETS, default="cifar10")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
+    parser.add_argument("--download", action="store_true", help="fetch CIFAR into --data-dir if it is not there")
+    parser.add_argument("--image-size", type=positive_int, metavar="N", help="resize a folder's images to NxN")
+    parser.add_argument("--weight-bits", type=int, choices=(1, 32), help="for a released file that fits two networks")
+    parser.add_argument("--activation-bits", type=int, choices=(1, 32), help="likewise")
+    parser.add_argument("--batch-size", type=positive_int, default=500)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="off", help="mixed precision")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    return parser
+
+
+@command
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    if not args.checkpoint:
+        raise UsageError("--checkpoint PATH is needed")
+    device = engine.choose_device(args.device)
+    model = load_model(args.checkpoint, args.weight_bits, args.activation_bits).to(device)
+    progress = not args.no_progress
+    (test,) = data.load(args.dataset, args.data_dir, args.download, args.image_size, progress, splits=("test",))
+    batches = data.Batches(test, args.batch_size, device, dtype=next(model.parameters()).dtype)
+    try:
+        result = engine.evaluate(
+            model, batches, len(test), cross_entropy, engine.choose_precision(args.amp, device), progress=progress
+        )
+    except (RuntimeError, IndexError) as error:
+        raise RunError(f"{args.checkpoint} does not fit {args.dataset}'s images or classes: {error}") from None
+    print(
+        f"{args.checkpoint}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %, "
+        f"loss {result['loss']:.4f} over all {result['images']} test images of {args.dataset}"
+    )
+    if args.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
