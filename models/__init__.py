@@ -14,6 +14,9 @@ ARCHS = {CIFAR: (*CIFAR_STAGES, "vgg_small"), IMAGENET: tuple(IMAGENET_STAGES)}
 CIREC_RATIO = {"resnet20": 4, "resnet18": 20, "vgg_small": 32}
 """CIFAR: r of CIRec per architecture; depthwise groups (Table II)."""
 
+CIFAR_DEFAULTS = {"resnet20": {"shortcut": "pad"}, "resnet18": {"shortcut": "conv", "structure": "normal"}}
+"""CIFAR ResNets: what they are where neither the method nor the user says otherwise."""
+
 VARIANTS = {"a": (1, "depthwise"), "b": (2, "depthwise"), "c": (4, 8), "d": (20, "depthwise")}
 """ImageNet: (r, groups) of IR²Net-A to D (Table V)."""
 
@@ -91,8 +94,7 @@ def build_model(
         return VGGSmall(image_size=image_size, **kwargs)
     if family == IMAGENET:
         return ResNet(*IMAGENET_STAGES[arch], **{"large_input": True, **network, **kwargs, **_given(structure)})
-    defaults = {"resnet20": {"shortcut": "pad"}, "resnet18": {"shortcut": "conv", "structure": "normal"}}[arch]
-    return ResNet(*CIFAR_STAGES[arch], **{**defaults, **network, **kwargs, **_given(structure)})
+    return ResNet(*CIFAR_STAGES[arch], **{**CIFAR_DEFAULTS[arch], **network, **kwargs, **_given(structure)})
 
 
 def _given(structure):

@@ -48,7 +48,10 @@ _BIREAL_IMAGENET = {"act": "prelu", "shortcut": "avgpool"}
 _BARE_IMAGENET = {"shortcut": "avgpool", "stem_act": False, "feature_norm": False}
 
 _IRNET_CONV = _both(weight_binarizer=EDE, activation_binarizer=EDE, weight_transform=LibraPB)
-_IRNET_NETWORK = {CIFAR: {"act": "hardtanh"}, IMAGENET: {"act": "hardtanh", "shortcut": "conv"}}
+_IRNET_NETWORK = {
+    CIFAR: {"act": "hardtanh"},
+    IMAGENET: {"act": "hardtanh", "shortcut": "conv", "log_softmax": True},
+}
 _IRNET_1W32A = {
     CIFAR: {"act": "relu", "structure": "normal", "stem_act": False, "feature_relu": True},
     IMAGENET: {"act": "relu", "structure": "normal"},

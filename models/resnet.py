@@ -21,7 +21,8 @@ class ResNet(Network):
     widths, pairs: channels, and pairs of convolutions, of each stage; all stages but the first halve the size.
     large_input: the 7x7 stem with stride 2 and a max-pooling, for 224x224; else a 3x3 stem.
     stem_act, feature_norm, feature_relu: whether the stem ends in an activation, whether BatchNorm1d stands before the
-    linear layer, and a ReLU between the two. recovery: factory of the head, given the channels of all taps, or None.
+    linear layer, and a ReLU between the two. log_softmax: whether the logits are normalised to log-probabilities, which
+    changes neither predictions nor a softmax loss. recovery: factory of the head, given all taps' channels, or None.
     Taps: the stem (before its max-pooling) and the output of every stage.
     """
 
@@ -39,6 +40,7 @@ class ResNet(Network):
         stem_act=True,
         feature_norm=True,
         feature_relu=False,
+        log_softmax=False,
         recovery=None,
     ):
         super().__init__()
@@ -61,6 +63,7 @@ class ResNet(Network):
         self.feature_norm = nn.BatchNorm1d(channels) if feature_norm else nn.Identity()
         self.feature_act = nn.ReLU() if feature_relu else nn.Identity()
         self.fc = nn.Linear(channels, num_classes)
+        self.normalise = nn.LogSoftmax(1) if log_softmax else nn.Identity()
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)
@@ -76,4 +79,4 @@ class ResNet(Network):
 
     def classify(self, maps):
         x = self.fuse(maps).mean((2, 3))
-        return self.fc(self.feature_act(self.feature_norm(x)))
+        return self.normalise(self.fc(self.feature_act(self.feature_norm(x))))

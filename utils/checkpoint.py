@@ -1,27 +1,39 @@
 """Checkpoints: written whole or not at all, read without running any code, and turned back into a network."""
 
+import functools
+import json
 import os
 import pickle
+import re
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from models import build_model
-from utils.command import RunError
+from utils.command import Parser, RunError, UsageError, command, positive_int
 
 FORMAT = "ir2net"
 VERSION = 1
+TRAINING_STATE = ("optimizer", "scheduler", "scaler", "rng")
+"""What a checkpoint holds for training to go on; the network needs none of it."""
 
 
-def save(path, payload):
-    """Write `payload` (tensors and plain values) to a temporary name beside `path`, then rename it."""
+def write(path, content, legacy=False):
+    """torch.save to a temporary name beside `path`, then rename it. legacy: in the file format before PyTorch 1.6."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        torch.save({"format": FORMAT, "version": VERSION, **payload}, temporary)
+        torch.save(content, temporary, _use_new_zipfile_serialization=not legacy)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save(path, payload):
+    """Write a checkpoint of ours: `payload` is tensors and plain values."""
+    write(path, {"format": FORMAT, "version": VERSION, **payload})
 
 
 def read(path):
@@ -37,12 +49,15 @@ def read(path):
     if path.stat().st_size == 0:
         raise RunError(f"{path} is empty (0 bytes)")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that torch.save did not write; the error says enough
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "global" in str(error).lower():
-            raise RunError(f"{path} holds more than tensors and plain values: refused, nothing in it was run") from None
+        refused = re.search(r"GLOBAL ([\w.]*\w)", str(error))
+        if refused:
+            raise RunError(f"{path} holds more than weights ({refused[1]}): refused, nothing in it was run") from None
         raise RunError(f"{path} is no checkpoint, or is damaged") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
+    except Exception as error:  # a damaged file can fail anywhere in torch.load
         raise RunError(f"{path} is no checkpoint, or is truncated ({type(error).__name__})") from None
 
 
@@ -66,28 +81,208 @@ def is_ours(payload):
     return isinstance(payload, dict) and payload.get("format") == FORMAT
 
 
-def network_of(payload, path):
-    """The network, in evaluation mode, of a checkpoint of ours."""
-    if payload.get("version") != VERSION:
-        raise RunError(f"{path} has version {payload.get('version')}; this code reads version {VERSION}")
+def build_network(network, state, path):
+    """build_model(**network), in evaluation mode, with the weights of `state` and their dtype.
+
+    Raises RunError if there is no such network, or `state` differs from it in anything.
+    """
     try:
-        model = build_model(**payload["network"])
-        state = payload["model"]
-    except (KeyError, TypeError, ValueError) as error:
+        model = build_model(**network)
+    except (TypeError, ValueError) as error:
         raise RunError(f"{path} does not describe a network: {error}") from None
-    floats = next((v.dtype for v in state.values() if v.is_floating_point()), torch.float32)
-    model.to(floats)
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise RunError(f"{path} holds no weights under 'model'")
+    model.to(dtype_of(state))
     load_state(model, state, path)
     return model.eval()
 
 
-def load_model(path, weight_bits=None, activation_bits=None):
-    """The network of a checkpoint, in evaluation mode, on the CPU: model(images (N, 3, H, W)) -> logits.
+def network_of(payload, path):
+    """The network, in evaluation mode, of a checkpoint of ours."""
+    if payload.get("version") != VERSION:
+        raise RunError(f"{path} has version {payload.get('version')}; this code reads version {VERSION}")
+    if not {"network", "model"} <= payload.keys():
+        raise RunError(f"{path} does not hold a network and its weights")
+    return build_network(payload["network"], payload["model"], path)
 
-    It takes the dtype of the file's weights. weight_bits, activation_bits: needed only where a released layout fits
-    two networks. Raises RunError in one line for anything that is not a whole checkpoint of a known network.
+
+def dtype_of(state):
+    """The dtype that holds all floating-point tensors of {key: tensor} without rounding."""
+    dtypes = [value.dtype for value in state.values() if value.is_floating_point()]
+    return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+
+
+def bits_text(network):
+    """ "1-bit weights and 32-bit activations", of build_model's arguments."""
+    return f"{network.get('weight_bits', 1)}-bit weights and {network.get('activation_bits', 1)}-bit activations"
+
+
+def network_text(network):
+    """build_model's arguments in one line, without those that are not set."""
+    given = [f"{name}={value}" for name, value in network.items() if value is not None and not name.endswith("_bits")]
+    return f"{' '.join(given)}, {bits_text(network)}"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file turned out to hold; its text is one line.
+
+    release: title of the released network, layout: its name for `utils.released`; None for a checkpoint of ours.
+    network: build_model's arguments. tensors: how many of the file's matched; unused: those of them that the released
+    network never runs. parameters: of the network.
     """
+
+    path: str
+    release: str | None
+    layout: str | None
+    network: dict
+    tensors: int
+    unused: tuple
+    parameters: int
+
+    def __str__(self):
+        what = f"{self.release} (layout {self.layout})" if self.release else "a checkpoint of ours"
+        unused = f" ({len(self.unused)} unused)" if self.unused else ""
+        return (
+            f"{self.path}: {what}: {network_text(self.network)}; "
+            f"all {self.tensors} tensors matched{unused}; {self.parameters:,} parameters"
+        )
+
+
+def open_model(path, weight_bits=None, activation_bits=None):
+    """(network, Description) of a checkpoint of ours or of a release; see `load_model`."""
+    from utils import released  # it needs this module
+
+    payload = read(path)
+    if is_ours(payload):
+        model = network_of(payload, path)
+        for name, said in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+            own = payload["network"].get(name, 1)
+            if said not in (None, own):
+                raise RunError(f"{path} holds a network of {name} {own}, not {said}")
+        tensors, matched = len(payload["model"]), {}
+    else:
+        state = released.state_of(payload, path)
+        payload = released.convert(state, path, weight_bits, activation_bits)
+        model = build_network(payload["network"], payload["model"], path)
+        tensors, matched = len(state), payload["released"]
+    release = released.RELEASES[matched["name"]].title if matched else None
+    parameters = sum(p.numel() for p in model.parameters())
+    description = Description(
+        str(path),
+        release,
+        matched.get("name"),
+        payload["network"],
+        tensors,
+        tuple(matched.get("unused", ())),
+        parameters,
+    )
+    return model, description
+
+
+def load_model(path, weight_bits=None, activation_bits=None):
+    """The network of a checkpoint, in evaluation mode, on the CPU: model(images (N, 3, H, W)) -> logits (N, classes).
+
+    path: a checkpoint of ours, or of a release that `utils.released` knows. The network takes the dtype of the file's
+    weights. weight_bits, activation_bits: needed only where a released layout fits several networks. Raises RunError
+    in one line for anything that is not, to the last tensor, a known network, and for bits that contradict it.
+    """
+    return open_model(path, weight_bits, activation_bits)[0]
+
+
+def read_ours(path):
+    """`read`, or RunError if the file is not a checkpoint of ours."""
     payload = read(path)
     if not is_ours(payload):
-        raise RunError(f"{path} is not a checkpoint of this codebase")
-    return network_of(payload, path)
+        raise RunError(f"{path} is not a checkpoint of ours; python -m utils.released inspect tells what it is")
+    return payload
+
+
+def add_bits_flags(parser):
+    """--weight-bits and --activation-bits, for a released file whose layout fits several networks."""
+    for name in ("weight", "activation"):
+        help = "for a released file that fits several networks"
+        parser.add_argument(f"--{name}-bits", type=int, choices=(1, 32), help=help)
+
+
+def output_path(path, force=False):
+    """Path of a file to write. Raises UsageError if it is there and not to be replaced, or its folder is not there."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UsageError(f"no folder {path.parent}")
+    if path.is_dir() or (path.exists() and not force):
+        raise UsageError(f"{path} is there already: give another name" + ("" if path.is_dir() else ", or add --force"))
+    return path
+
+
+def info(path):
+    """What a checkpoint of ours holds, as plain values."""
+    payload = read_ours(path)
+    model = network_of(payload, path)
+    state = payload["model"]
+    found = {
+        "path": str(path),
+        "bytes": Path(path).stat().st_size,
+        "network": payload["network"],
+        "tensors": len(state),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": str(dtype_of(state)).removeprefix("torch."),
+        "training_state": [name for name in TRAINING_STATE if name in payload],
+    }
+    found |= {name: payload[name] for name in ("epoch", "best", "averaged") if name in payload}
+    return found | ({"released": payload["released"]["name"]} if "released" in payload else {})
+
+
+def build_parser():
+    from cifar.data import DATASETS
+
+    parser = Parser(prog="utils.checkpoint", description="Look into checkpoints of ours, strip them, average them.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    sub = commands.add_parser("info", help="what is in a checkpoint")
+    sub.add_argument("path")
+    sub.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    sub = commands.add_parser("strip", help="leave out what only training needs")
+    sub.add_argument("path")
+    sub.add_argument("out")
+    sub.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    sub = commands.add_parser("average", help="average weights, and estimate BatchNorm's statistics anew")
+    sub.add_argument("out")
+    sub.add_argument("paths", nargs="+", metavar="path")
+    sub.add_argument("--dataset", choices=DATASETS, default="cifar10")
+    sub.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
+    sub.add_argument("--image-size", type=positive_int, metavar="N", help="resize a folder's images to NxN")
+    sub.add_argument("--batch-size", type=positive_int, default=128)
+    sub.add_argument("--seed", type=int, default=0, help="of the augmentation")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    sub.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    return parser
+
+
+@command
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    if args.command == "info":
+        found = info(args.path)
+        for name, value in found.items():
+            print(f"{name}: {network_text(value) if name == 'network' else value}")
+        if args.json:
+            print(json.dumps(found))
+        return
+    out = output_path(args.out, args.force)
+    if args.command == "strip":
+        payload = read_ours(args.path)
+        network_of(payload, args.path)
+        save(out, {name: value for name, value in payload.items() if name not in TRAINING_STATE})
+        print(f"{out}: {Path(args.path).stat().st_size / 1e6:.2f} MB -> {out.stat().st_size / 1e6:.2f} MB")
+        return
+    from utils.averaging import average_on_training_images  # it needs this module
+
+    averaged = average_on_training_images(
+        args.paths, args.dataset, args.data_dir, args.image_size, args.batch_size, args.seed, args.device
+    )
+    save(out, averaged)
+    print(f"{out}: the mean of {len(args.paths)} checkpoints, BatchNorm on {args.dataset}'s training images")
+
+
+if __name__ == "__main__":
+    main()

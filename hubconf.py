@@ -1,0 +1,52 @@
+"""Entry points for torch.hub: `torch.hub.load(REPO, "ir2net", arch="resnet20", checkpoint=PATH, source="local")`."""
+
+from models import build_model as _build_model
+from models import family_of as _family_of
+from utils.checkpoint import open_model as _open_model
+from utils.command import UsageError as _UsageError
+
+dependencies = ["torch"]
+
+
+def _network(method, arch, checkpoint, weight_bits, activation_bits, network):
+    """A network of `method`: a checkpoint's, in evaluation mode, or one with random weights, in training mode."""
+    if checkpoint is None:
+        bits = {"weight_bits": weight_bits or 1, "activation_bits": activation_bits or 1}
+        return _build_model(arch or "resnet20", method=method, **bits, **network)
+    model, found = _open_model(checkpoint, weight_bits, activation_bits)
+    asked = {"method": method} | ({"arch": arch} if arch else {}) | network
+    for name, value in asked.items():
+        held = found.network.get(name)
+        if name == "dataset":  # a checkpoint may come from any data set of its family
+            held, value = _family_of(held), _family_of(value)
+        if value is not None and held != value:
+            raise _UsageError(f"{checkpoint} has {name} {held}, not {value}")
+    return model
+
+
+def ir2net(arch=None, checkpoint=None, weight_bits=None, activation_bits=None, **network):
+    """IR²Net. arch: "resnet20" (the default), "resnet18", "vgg_small"; with dataset="imagenet" "resnet18", "resnet34".
+
+    checkpoint: path of one of ours, or of a released one; without it the weights are random, and the head is CIRec
+    (on ImageNet variant="a" to "d", default "c"). weight_bits, activation_bits: 1 or 32; with a checkpoint they are
+    needed only where a released layout fits several networks. network: more of `models.build_model`'s arguments.
+    Raises ValueError, RunError or UsageError for what does not exist or does not fit together.
+    """
+    if checkpoint is None and not network.keys() & {"recovery", "variant"}:
+        network["recovery"] = "cirec"
+    return _network("bireal", arch, checkpoint, weight_bits, activation_bits, network)
+
+
+def irnet(arch=None, checkpoint=None, weight_bits=None, activation_bits=None, **network):
+    """IR-Net; arguments as of `ir2net`, without its head."""
+    return _network("irnet", arch, checkpoint, weight_bits, activation_bits, network)
+
+
+def sdbnn(arch=None, checkpoint=None, weight_bits=None, activation_bits=None, **network):
+    """SD-BNN; arguments as of `ir2net`, without its head."""
+    return _network("sdbnn", arch, checkpoint, weight_bits, activation_bits, network)
+
+
+def reactnet(arch=None, checkpoint=None, weight_bits=None, activation_bits=None, **network):
+    """ReActNet; arguments as of `ir2net`, without its head."""
+    return _network("reactnet", arch, checkpoint, weight_bits, activation_bits, network)

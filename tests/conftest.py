@@ -1,0 +1,47 @@
+"""What several tests share: tiny data sets and runs that take seconds."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+def write_images(folder, per_class, size=(32, 32), classes=("dark", "light"), seed=0):
+    """Class folders of PNG files: noise around a brightness of the class's own."""
+    rng = np.random.default_rng(seed)
+    for i, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for j in range(per_class):
+            level = 60 + 130 * i
+            pixels = rng.integers(level - 50, level + 50, (size[1], size[0], 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{j}.png")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """DIR/{train,test}/{dark,light}: 48 and 10 images of 32x32."""
+    root = tmp_path_factory.mktemp("tiny")
+    write_images(root / "train", 24)
+    write_images(root / "test", 5, seed=1)
+    return root
+
+
+@pytest.fixture
+def fails(capsys):
+    """fails(main, *argv) -> (status, line): the command ends with one line on standard error, which is returned."""
+
+    def run(main, *argv):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(a) for a in argv])
+        lines = capsys.readouterr().err.strip().splitlines()
+        lines = [line for line in lines if "Warning" not in line]
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error:")
+        assert stopped.value.code in (1, 2)
+        return stopped.value.code, lines[0]
+
+    return run

@@ -1,0 +1,91 @@
+"""What `python -m utils.checkpoint` tells of a checkpoint, leaves out of it, and makes of several."""
+
+import json
+
+import pytest
+import torch
+
+from models import build_model
+from utils import checkpoint
+from utils.averaging import average
+from utils.command import RunError
+
+NETWORK = {"arch": "resnet20", "num_classes": 10}
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """Two checkpoints of one network, as training leaves them."""
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = build_model(**NETWORK)
+        training = {"optimizer": {"state": {}}, "scheduler": {}, "scaler": {}, "rng": {"torch": torch.get_rng_state()}}
+        made.append(tmp_path / f"{seed}.pt")
+        checkpoint.save(
+            made[-1], {"network": NETWORK, "model": model.state_dict(), "epoch": 3, "best": 50.0, **training}
+        )
+    return made
+
+
+def test_info(paths, capsys):
+    checkpoint.main(["info", str(paths[0]), "--json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["network"] == NETWORK
+    assert (found["epoch"], found["best"], found["dtype"]) == (3, 50.0, "float32")
+    assert found["training_state"] == ["optimizer", "scheduler", "scaler", "rng"]
+
+
+def test_strip_leaves_the_network_alone(paths, tmp_path, fails):
+    out = tmp_path / "small.pt"
+    checkpoint.main(["strip", str(paths[0]), str(out)])
+    assert not checkpoint.read(out).keys() & set(checkpoint.TRAINING_STATE)
+    before, after = (checkpoint.load_model(path).state_dict() for path in (paths[0], out))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert fails(checkpoint.main, "strip", paths[0], out)[0] == 2
+    assert fails(checkpoint.main, "strip", paths[0], paths[0])[0] == 2
+    checkpoint.main(["strip", str(paths[1]), str(out), "--force"])
+
+
+def test_average_is_the_mean_with_statistics_of_its_own(paths):
+    batches = [(torch.randn(8, 3, 32, 32),) for _ in range(2)]
+    payload = average(paths, batches)
+    a, b = (checkpoint.read(path)["model"] for path in paths)
+    torch.testing.assert_close(payload["model"]["fc.weight"], (a["fc.weight"] + b["fc.weight"]) / 2)
+    stem = torch.nn.functional.conv2d(batches[0][0], payload["model"]["conv1.weight"], padding=1)
+    stem = [stem, torch.nn.functional.conv2d(batches[1][0], payload["model"]["conv1.weight"], padding=1)]
+    mean = torch.stack([x.mean((0, 2, 3)) for x in stem]).mean(0)
+    torch.testing.assert_close(payload["model"]["bn1.running_mean"], mean, rtol=1e-4, atol=1e-5)
+    assert payload["model"]["bn1.num_batches_tracked"] == 2
+
+
+def test_average_by_command(paths, tmp_path, tiny_folder, fails):
+    out, where = tmp_path / "mean.pt", ["--dataset", "folder", "--data-dir", str(tiny_folder)]
+    assert "10 classes" in fails(checkpoint.main, "average", out, *paths, *where)[1]
+    network = {**NETWORK, "num_classes": 2}
+    for path in paths:
+        checkpoint.save(path, {"network": network, "model": build_model(**network).state_dict()})
+    checkpoint.main(["average", str(out), *map(str, paths), *where, "--batch-size", "16"])
+    assert checkpoint.read(out)["averaged"] == [str(path) for path in paths]
+    assert not checkpoint.load_model(out).training
+
+
+def test_different_networks_have_no_mean(paths):
+    other = {**NETWORK, "method": "bnn"}
+    checkpoint.save(paths[1], {"network": other, "model": build_model(**other).state_dict()})
+    with pytest.raises(RunError, match="different networks"):
+        average(paths, [])
+
+
+def test_a_checkpoint_of_ours_contradicts_other_bits(paths):
+    assert checkpoint.load_model(paths[0], 1, 1).fc.out_features == 10
+    with pytest.raises(RunError, match="weight_bits 1, not 32"):
+        checkpoint.load_model(paths[0], weight_bits=32)
+
+
+def test_float64_stays_float64(paths):
+    payload = checkpoint.read(paths[0])
+    state = {k: v.double() + 1e-12 if v.is_floating_point() else v for k, v in payload["model"].items()}
+    checkpoint.save(paths[0], {**payload, "model": state})
+    again = checkpoint.load_model(paths[0]).state_dict()
+    assert all(torch.equal(again[key], state[key]) for key in state)

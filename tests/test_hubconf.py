@@ -1,0 +1,37 @@
+"""torch.hub's entry points."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import build_model
+from modules.recovery import CIRec
+from utils import checkpoint
+from utils.command import UsageError
+
+REPO = str(Path(__file__).parents[1])
+
+
+def hub(entry, **kwargs):
+    return torch.hub.load(REPO, entry, source="local", **kwargs)
+
+
+def test_random_weights():
+    assert isinstance(hub("ir2net").recovery, CIRec)
+    assert hub("ir2net", arch="resnet18", dataset="imagenet", variant="a").recovery.spatial is None
+    for entry in ("irnet", "sdbnn", "reactnet"):
+        assert hub(entry, arch="resnet20", num_classes=7)(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_a_checkpoint(tmp_path):
+    network = {"arch": "vgg_small", "method": "irnet", "dataset": "digits"}
+    model = build_model(**network)
+    checkpoint.save(tmp_path / "a.pt", {"network": network, "model": model.state_dict()})
+    loaded = hub("irnet", arch="vgg_small", checkpoint=tmp_path / "a.pt", dataset="cifar10")
+    assert not loaded.training
+    assert torch.equal(loaded.fc.weight, model.fc.weight)
+    with pytest.raises(UsageError, match="method irnet, not sdbnn"):
+        hub("sdbnn", checkpoint=tmp_path / "a.pt")
+    with pytest.raises(UsageError, match="arch vgg_small, not resnet20"):
+        hub("irnet", arch="resnet20", checkpoint=tmp_path / "a.pt")
