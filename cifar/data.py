@@ -6,6 +6,7 @@ No worker processes: a whole data set of 32x32 images fits on any device, and a 
 import hashlib
 import os
 import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,7 @@ def _cached_images(folder, files, image_size, progress):
             with np.load(cache, allow_pickle=False) as stored:
                 if str(stored["key"]) == key:
                     return torch.from_numpy(stored["images"])
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             continue  # none, of other files, or damaged: decode again
     images = _decode_all(files, image_size, f"decoding {folder.name}", progress)
     for cache in (beside, users):
@@ -241,11 +242,11 @@ class Batches:
             rows = slice(start, start + self.batch_size)
             yield self._normalise(self.pixels[rows].unflatten(2, self.size)), self.labels[rows]
 
-    def epoch(self, epoch):
-        """The augmented batches of epoch `epoch`; the same for the same (seed, epoch), on every device."""
+    def epoch(self, epoch, start=0):
+        """The augmented batches of epoch `epoch` from batch `start` on; the same for (seed, epoch), on every device."""
         order, top, left, mirrored = (x.to(self.device) for x in self.draw(epoch))
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            at = slice(start, start + self.batch_size)
+        for first in range(start * self.batch_size, len(self) * self.batch_size, self.batch_size):
+            at = slice(first, first + self.batch_size)
             images = self._crop(self.pixels[order[at]], top[at], left[at], mirrored[at])
             yield self._normalise(images), self.labels[order[at]]
 

@@ -30,14 +30,17 @@ def command(main):
     def wrapped(argv=None):
         try:
             return main(argv)
-        except UsageError as error:
-            return _fail(error, 2)
-        except (RunError, OSError) as error:
-            return _fail(error, 1)
+        except (UsageError, RunError, OSError) as error:
+            return _fail(error, status_of(error))
         except KeyboardInterrupt:
             return _fail("interrupted", 130)
 
     return wrapped
+
+
+def status_of(error):
+    """The exit status of a command that ends with `error`."""
+    return 2 if isinstance(error, UsageError) else 1
 
 
 def _fail(error, status):

@@ -64,6 +64,9 @@ def add_runtime_flags(parser):
     group.add_argument("--deterministic", action="store_true", help="the same bits in every run")
     group.add_argument("--output-dir", metavar="DIR", default="runs/latest", help="the run's folder")
     group.add_argument("--resume", nargs="?", const="", metavar="PATH", help="go on; default: --output-dir's last.pt")
+    group.add_argument(
+        "--checkpoint-minutes", type=positive_float, default=30.0, help="save last.pt within an epoch too, that often"
+    )
     group.add_argument("--print-freq", type=positive_int, default=50, help="steps between looks at the running loss")
     group.add_argument("--no-progress", action="store_true", help="no progress bars")
 

@@ -1,0 +1,54 @@
+# What the table scripts share: source it after setup.sh. `cell NAME FLAGS` trains one cell of a table with every seed.
+#   RUNS=dir      where the runs go (default: runs/<script's name>)
+#   DATASET=, DATA_DIR=   cifar10 in data/ by default; folder, cifar100 or digits
+#   EPOCHS=n      another number of epochs than the recipe's
+#   SEEDS="0 1"   (default: 0)
+#   JOBS=n        cells at once, on one device (default: 1)
+# A finished cell is skipped, an interrupted one goes on where it was; a failing one does not stop the others, and
+# `finish` says so with the script's exit status. The script's own arguments go to every cell.
+DATASET=${DATASET:-cifar10}
+RUNS=${RUNS:-runs/$(basename "$0" .sh)}
+SEEDS=${SEEDS:-0}
+JOBS=${JOBS:-1}
+extra=(--dataset "$DATASET" --no-progress)
+if [ "$DATASET" != digits ]; then extra+=(--data-dir "${DATA_DIR:-data}"); fi
+if [ -n "${EPOCHS:-}" ]; then extra+=(--epochs "$EPOCHS"); fi
+extra+=("$@")
+mkdir -p "$RUNS"
+failures=$(mktemp)
+trap 'rm -f "$failures"' EXIT
+
+train_one() {
+    local out=$1
+    shift
+    if [ -e "$out/summary.json" ]; then
+        echo "$out: finished"
+        return
+    fi
+    local resume=()
+    if [ -e "$out/last.pt" ]; then resume=(--resume); fi
+    mkdir -p "$(dirname "$out")"
+    echo "$out: training"
+    if ! python -m cifar.train "$@" "${extra[@]}" "${resume[@]}" --output-dir "$out" >"$out.log" 2>&1; then
+        echo "$out: failed: $(tail -n 1 "$out.log")" | tee -a "$failures" >&2
+    fi
+}
+
+cell() {
+    local name=$1 seed
+    shift
+    for seed in $SEEDS; do
+        while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
+        train_one "$RUNS/$name/seed$seed" "$@" --seed "$seed" &
+    done
+}
+
+# finish COMMAND...: wait for all cells, run COMMAND, and exit with 1 if a cell failed.
+finish() {
+    wait
+    "$@"
+    if [ -s "$failures" ]; then
+        echo "error: $(wc -l <"$failures") runs failed, see $RUNS" >&2
+        exit 1
+    fi
+}

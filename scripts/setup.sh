@@ -1,0 +1,21 @@
+# The environment of every script here: source it. Goes to the repository's root, puts a virtual environment with
+# requirements.txt first in PATH. VENV names the environment (default: .venv); it is made if it is missing.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${VENV:-$root/.venv}
+case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac
+cd "$root"
+
+stamp=$VENV/requirements.stamp # which requirements.txt is installed
+if [ "$(cat "$stamp" 2>/dev/null)" != "$(cksum <requirements.txt)" ]; then
+    if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
+        reason=$(python3 -m venv "$VENV" 2>&1 | tr '\n' ' ') ||
+            { echo "error: python3 -m venv $VENV failed: $reason" >&2; exit 1; }
+    fi
+    echo "installing requirements.txt into $VENV" >&2
+    "$VENV/bin/python" -m pip install -r requirements.txt >"$VENV/install.log" 2>&1 ||
+        { echo "error: could not install requirements.txt: see $VENV/install.log" >&2; exit 1; }
+    cksum <requirements.txt >"$stamp"
+fi
+export PATH="$VENV/bin:$PATH"

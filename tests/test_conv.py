@@ -1,0 +1,98 @@
+"""The binary convolution and the weight transforms of the methods."""
+
+import pytest
+import torch
+from torch import nn
+
+from modules.activations import LearnedShift, SelfDistributionShift
+from modules.conv import BinaryConv2d
+from modules.weights import ChannelScale, LibraPB, SelfDistribution
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_32_bits_is_an_ordinary_convolution_exactly(bias):
+    arguments = dict(in_channels=5, out_channels=7, kernel_size=3, stride=2, padding=1, bias=bias)
+    ours = BinaryConv2d(**arguments, weight_bits=32, activation_bits=32, weight_transform=LibraPB)
+    theirs = nn.Conv2d(**arguments)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 5, 9, 8)
+    ours(x).square().sum().backward()
+    theirs(x).square().sum().backward()
+    assert torch.equal(ours(x), theirs(x))
+    assert torch.equal(ours.weight.grad, theirs.weight.grad)
+
+
+def test_bits_decide_which_side_is_binary():
+    x = torch.randn(1, 3, 6, 6)
+    for weight_bits, activation_bits in ((1, 1), (1, 32), (32, 1), (32, 32)):
+        conv = BinaryConv2d(3, 4, 3, weight_bits=weight_bits, activation_bits=activation_bits)
+        assert (conv.quantized_weight().abs() == 1).all() == (weight_bits == 1)
+        assert (conv.quantized_input(x).abs() == 1).all() == (activation_bits == 1)
+        assert f"bits={weight_bits}/{activation_bits}" in repr(conv)
+
+
+def test_binary_convolution_of_signs_is_an_integer_and_padding_is_zero():
+    conv = BinaryConv2d(33, 4, 3, padding=1, bias=False)
+    x = torch.randn(2, 33, 5, 5)
+    out = conv(x)
+    assert torch.equal(out, out.round())
+    signs = torch.where(x >= 0, 1.0, -1.0)
+    weight = torch.where(conv.weight >= 0, 1.0, -1.0)
+    assert torch.equal(out, nn.functional.conv2d(signs, weight, padding=1))
+
+
+@pytest.mark.parametrize("bits", [0, 2, 8])
+def test_other_bits_are_refused(bits):
+    with pytest.raises(ValueError, match="1 or 32"):
+        BinaryConv2d(3, 4, 3, weight_bits=bits)
+
+
+def test_libra_pb_against_float64():
+    w = torch.randn(6, 4, 3, 3) * 0.3 + 0.1
+    standard, scale = LibraPB(6)(w)
+    flat = w.double().flatten(1)
+    centred = flat - flat.mean(1, keepdim=True)
+    expected = centred / (centred.square().sum(1, keepdim=True) / (flat.shape[1] - 1)).sqrt()
+    assert torch.allclose(standard.double().flatten(1), expected, atol=1e-6)
+    assert torch.allclose(standard.flatten(1).mean(1), torch.zeros(6), atol=1e-6)
+    assert torch.allclose(standard.flatten(1).std(1), torch.ones(6), atol=1e-6)
+    assert torch.equal(scale.flatten().double(), 2 ** expected.abs().mean(1).log2().round())
+
+
+def test_libra_pb_scale_carries_no_gradient():
+    w = torch.randn(6, 4, 3, 3, requires_grad=True)
+    assert not LibraPB(6)(w)[1].requires_grad
+
+
+def test_channel_scale_is_the_mean_magnitude():
+    w = torch.randn(6, 4, 3, 3, requires_grad=True)
+    for detach in (False, True):
+        weights, scale = ChannelScale(6, detach=detach)(w)
+        assert weights is w
+        assert scale.requires_grad is not detach
+        for channel in range(6):
+            assert scale[channel].item() == pytest.approx(w[channel].abs().mean().item(), rel=1e-6)
+
+
+def test_self_distribution_of_weights():
+    transform = SelfDistribution(6)
+    w = torch.randn(6, 4, 3, 3) + 1
+    shifted, scale = transform(w)
+    assert scale is None
+    assert torch.allclose(shifted, w + 0.5 * 0.01 * w.mean((1, 2, 3), keepdim=True))
+    shifted.sum().backward()
+    assert (transform.alpha.grad != 0).all()
+
+
+def test_self_distribution_of_activations():
+    transform = SelfDistributionShift(16, reduction=8)
+    x = torch.randn(3, 16, 5, 4)
+    hidden = torch.relu(x.mean((2, 3)) @ transform.squeeze.weight.T)
+    shift = torch.sigmoid(hidden @ transform.excite.weight.T)
+    assert torch.allclose(transform(x), x + shift[:, :, None, None])
+    assert transform.squeeze.weight.shape == (2, 16)
+
+
+def test_learned_shift_starts_at_nothing():
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.equal(LearnedShift(4)(x), x)

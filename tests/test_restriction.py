@@ -1,0 +1,108 @@
+"""Information restriction: the mask, the two passes, the loss."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models import build_model
+from modules.restriction import IResLoss, PlainLoss, attention_map, attention_mask
+from utils.losses import cross_entropy
+
+
+def test_attention_map_is_the_sum_of_squares_over_channels():
+    features = torch.randn(2, 5, 3, 4)
+    expected = torch.stack([sum(features[n, c] ** 2 for c in range(5)) for n in range(2)])
+    assert torch.allclose(attention_map(features), expected)
+
+
+def test_released_attention_map_is_normalised_along_the_height():
+    features = torch.randn(2, 5, 3, 4)
+    mean = features.square().mean(1)
+    expected = mean / mean.square().sum(1, keepdim=True).sqrt()
+    assert torch.allclose(attention_map(features, "released"), expected)
+
+
+def test_attention_map_of_bfloat16_is_summed_in_float32():
+    assert attention_map(torch.randn(1, 4, 2, 2).bfloat16()).dtype == torch.float32
+
+
+def test_mask_of_a_hand_made_map():
+    # One channel, no upsampling: attention 0, 1, 4, 9 with mean 3.5; lam 0.5 keeps what is 1.75 or more.
+    features = torch.tensor([0.0, 1.0, 2.0, 3.0]).view(1, 1, 2, 2)
+    assert attention_mask(features, (2, 2), 0.5).flatten().tolist() == [0, 0, 1, 1]
+    assert attention_mask(features, (2, 2), 0.25).flatten().tolist() == [0, 1, 1, 1]
+
+
+def test_mask_after_upsampling():
+    # Attention 16 in the left column and 0 in the right; upsampled by 2, each row is 16, 12, 4, 0 with mean 8.
+    features = torch.tensor([[4.0, 0.0], [4.0, 0.0]]).view(1, 1, 2, 2)
+    assert attention_mask(features, (4, 4), 0.5)[0, 0].tolist() == [[1, 1, 1, 0]] * 4
+    assert attention_mask(features, (4, 4), 0.51)[0, 0].tolist() == [[1, 1, 0, 0]] * 4
+    # With corners aligned each row is 16, 32/3, 16/3, 0.
+    assert attention_mask(features, (4, 4), 0.6, "released")[0, 0].tolist() == [[1, 1, 1, 0]] * 4
+
+
+def test_the_released_mask_is_strict():
+    features = torch.ones(1, 3, 4, 4)
+    assert attention_mask(features, (4, 4), 1.0).min() == 1
+    assert attention_mask(features, (4, 4), 1.0, "released").max() == 0
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1.0, 1e15])
+def test_lambda_zero_keeps_every_pixel(scale):
+    features = torch.randn(4, 8, 4, 4).relu() * scale
+    assert attention_mask(features, (32, 32), 0.0).min() == 1
+
+
+def test_the_threshold_is_each_images_own():
+    features = torch.rand(3, 4, 4, 4)
+    together = attention_mask(features * torch.tensor([1e-3, 1, 1e3]).view(3, 1, 1, 1), (16, 16), 0.8)
+    alone = torch.cat([attention_mask(features[i : i + 1], (16, 16), 0.8) for i in range(3)])
+    assert torch.equal(together, alone)
+    assert 0 < together.mean() < 1
+
+
+def test_the_mask_carries_no_gradient():
+    features = torch.randn(2, 4, 4, 4, requires_grad=True)
+    assert not attention_mask(features, (8, 8), 0.5).requires_grad
+
+
+def test_the_loss_is_that_of_algorithm_1():
+    torch.manual_seed(0)
+    model = build_model("resnet20", recovery="cirec").eval()  # BatchNorm that does not move between the passes
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    step = IResLoss(model, cross_entropy, lam=1.0, mu=0.3)
+    loss, logits, metrics = step(images, labels)
+
+    mask = attention_mask(model.features(images)[-1], (32, 32), 1.0)
+    original = F.cross_entropy(model(images), labels)
+    masked = F.cross_entropy(model(images * mask), labels)
+    assert torch.equal(logits, model(images))
+    assert loss.item() == pytest.approx((0.3 * original + 0.7 * masked).item(), rel=1e-6)
+    assert metrics["loss_original"].item() == pytest.approx(original.item())
+    assert metrics["loss_masked"].item() == pytest.approx(masked.item())
+    assert metrics["masked_fraction"].item() == pytest.approx(1 - mask.mean().item())
+    assert metrics["masked_fraction"] > 0
+
+
+def test_both_passes_reach_the_weights():
+    model = build_model("resnet20")
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    for mu in (0.0, 1.0):
+        model.zero_grad()
+        IResLoss(model, cross_entropy, lam=0.9, mu=mu)(images, labels)[0].backward()
+        assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_without_ires_the_step_is_one_pass():
+    model = build_model("resnet20").eval()
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([3, 1])
+    loss, logits, metrics = PlainLoss(model, cross_entropy)(images, labels)
+    assert metrics == {}
+    assert loss.item() == pytest.approx(F.cross_entropy(logits, labels).item())
+
+
+@pytest.mark.parametrize("wrong", [{"lam": 2}, {"lam": -0.1}, {"mu": 1.5}, {"variant": "mine"}])
+def test_wrong_hyper_parameters_are_refused(wrong):
+    with pytest.raises(ValueError, match="must"):
+        IResLoss(build_model("resnet20"), cross_entropy, **wrong)

@@ -1,0 +1,204 @@
+"""Count what a network costs: BOPs, FLOPs, OPs = BOPs / 64 + FLOPs, parameters, and the size of the packed model.
+
+A BOP is a multiply-add of a convolution whose weights and activations both have 1 bit. All else that a rule prices is
+a FLOP, convolutions of 1/32 and 32/1 bits (weights/activations) too: their arithmetic is real-valued. Counts are
+per image, at inference. Two rules price the FLOPs: utils/prices.py. OPs: Bi-Real Net, Liu et al., ECCV 2018.
+"""
+
+import copy
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+import torch
+
+from models import ARCHS, CIFAR, IMAGENET, build_model
+from utils.command import Parser, RunError, UsageError, command, positive_int
+from utils.options import add_network_flags, network_config
+from utils.prices import HANDLERS, PRICES
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One module's own share. bits: weights/activations. output: its shape (C, H, W) or (C,); () where it is free."""
+
+    name: str
+    type: str
+    bits: str
+    output: tuple
+    bops: int
+    flops: int
+    params: int
+    params_1bit: int
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Counts per image. model_mb: 1e6 bytes. input_size: as given. layers: those with a cost or parameters."""
+
+    bops: int
+    flops: int
+    ops: float
+    params: int
+    params_1bit: int
+    model_mb: float
+    rule: str
+    input_size: int | tuple
+    layers: tuple
+
+    @property
+    def image(self):
+        return "x".join(map(str, (3, *_height_width(self.input_size))))
+
+    @property
+    def convolutions(self):
+        """How many convolutions of which bits there are, and what they count as, in words."""
+        bits = Counter(layer.bits for layer in self.layers if layer.type.endswith("Conv2d"))
+        return ", ".join(f"{n} of {b} bits as {'BOPs' if b == '1/1' else 'FLOPs'}" for b, n in sorted(bits.items()))
+
+    def __str__(self):
+        return (
+            f"{self.bops:.3e} BOPs / 64 + {self.flops:.3e} FLOPs = {self.ops:.3e} OPs "
+            f"(rule {self.rule}, {self.image}; convolutions: {self.convolutions}); "
+            f"{self.params:,} parameters, {self.params_1bit:,} of 1 bit, {self.model_mb:.2f} MB"
+        )
+
+
+def count(model, input_size, rule="paper"):
+    """The Complexity of `model` on one image (3, H, W), by hooking a forward pass. The model stays as it is.
+
+    input_size: H = W in pixels, or (H, W). rule: a key of PRICES. params: all parameters, as trained; params_1bit:
+    weights of binary convolutions with 1-bit weights. model_mb: these packed, 8 to a byte, and 32 bits for each other
+    parameter and for BatchNorm's running means and variances, whatever the model's dtype is; neither BatchNorm's step
+    counter, nor scales, which follow from the latent weights and fold into BatchNorm.
+    Raises RunError if thop is missing, or for a module that HANDLERS does not know; UsageError if the network does not
+    run on images of this size; ValueError for another rule.
+    """
+    if rule not in PRICES:
+        raise ValueError(f"rule must be one of {', '.join(PRICES)}, not {rule!r}")
+    try:
+        from thop import profile
+    except ImportError as error:
+        raise RunError(f"counting needs thop ({error}): pip install -r requirements.txt") from None
+
+    # thop changes modes, and leaves hooks and buffers behind where a pass fails. A copy without data takes them all.
+    twin = copy.deepcopy(model).to("meta")
+    _check_handlers(twin)
+    amounts, outputs = Counter(), {}
+
+    def record(module, inputs, output):
+        if amount := HANDLERS[type(module)][1](module, inputs, output):
+            amounts[module] += amount
+            outputs[module] = tuple(output.shape[1:])
+
+    dtype = next((p.dtype for p in twin.parameters()), None)
+    images = torch.empty(1, 3, *_height_width(input_size), dtype=dtype, device="meta")
+    handlers = dict.fromkeys(map(type, twin.modules()), record)
+    try:
+        with torch.device("cpu"):  # where thop's own counters live
+            profile(twin, (images,), custom_ops=handlers, verbose=False)
+    except RuntimeError as error:
+        raise UsageError(f"the network does not run on images {tuple(images.shape[1:])}: {error}") from None
+
+    layers = [_layer(name, m, amounts[m], outputs.get(m, ()), PRICES[rule]) for name, m in twin.named_modules()]
+    fields = ("bops", "flops", "params", "params_1bit")
+    bops, flops, params, params_1bit = (sum(getattr(layer, field) for layer in layers) for field in fields)
+    stored = sum(t.numel() for t in model.state_dict().values() if t.is_floating_point())
+    return Complexity(
+        bops=bops,
+        flops=flops,
+        ops=bops / 64 + flops,
+        params=params,
+        params_1bit=params_1bit,
+        model_mb=(32 * (stored - params_1bit) + params_1bit) / 8 / 1e6,
+        rule=rule,
+        input_size=input_size,
+        layers=tuple(layer for layer in layers if layer.bops or layer.flops or layer.params),
+    )
+
+
+def _check_handlers(model):
+    names = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        kind = type(module).__name__
+        if type(module) not in HANDLERS:
+            raise RunError(f"{kind} ({name or 'the model itself'}) has no entry in HANDLERS of utils/prices.py")
+        if module in names:
+            raise RunError(f"{names[module]} and {name} are one {kind}, which thop would count twice: make two")
+        names[module] = name
+
+
+def _layer(name, module, amount, output, prices):
+    bits = f"{getattr(module, 'weight_bits', 32)}/{getattr(module, 'activation_bits', 32)}"
+    kind, _ = HANDLERS[type(module)]
+    return Layer(
+        name=name,
+        type=type(module).__name__,
+        bits=bits,
+        output=output,
+        bops=amount if bits == "1/1" else 0,
+        flops=0 if bits == "1/1" else amount * prices.get(kind, 0),
+        params=sum(p.numel() for p in module.parameters(recurse=False)),
+        params_1bit=module.weight.numel() if bits.startswith("1/") else 0,
+    )
+
+
+def _height_width(input_size):
+    return (input_size, input_size) if isinstance(input_size, int) else input_size
+
+
+def _table(layers):
+    """Lines of the table of layers."""
+    width = max(len(x.name) for x in layers)
+    yield f"{'layer':{width}} {'type':16} {'bits':>5} {'output':>11} {'BOPs':>13} {'FLOPs':>13} {'parameters':>10}"
+    for x in layers:
+        shape = "x".join(map(str, x.output))
+        yield f"{x.name:{width}} {x.type:16} {x.bits:>5} {shape:>11} {x.bops:13,} {x.flops:13,} {x.params:10,}"
+
+
+def _report(counts):
+    """Lines that say what was counted, and how."""
+    yield f"input       {counts.image}"
+    yield f"rule        {counts.rule}: FLOPs = " + " + ".join(f"{n} per {k}" for k, n in PRICES[counts.rule].items())
+    yield f"convs       {counts.convolutions} (weights/activations)"
+    yield f"BOPs        {counts.bops:.4e}"
+    yield f"FLOPs       {counts.flops:.4e}"
+    yield f"OPs         {counts.ops:.4e}  (BOPs / 64 + FLOPs)"
+    yield f"parameters  {counts.params:,}, of which {counts.params_1bit:,} of 1 bit"
+    yield f"model size  {counts.model_mb:.3f} MB  (1-bit weights packed, all else at 32 bits)"
+
+
+def build_parser():
+    parser = Parser(prog="utils.complexity", description=__doc__)
+    parser.add_argument("--dataset", choices=("cifar10", "cifar100", "imagenet"), default="cifar10")
+    parser.add_argument("--input-size", type=positive_int, metavar="N", help="NxN images; default: 32, imagenet 224")
+    parser.add_argument("--rule", choices=list(PRICES), default="paper", help="what counts as a FLOP")
+    parser.add_argument("--per-layer", action="store_true", help="a line, or with --json an object, per layer")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_network_flags(parser, list(dict.fromkeys(ARCHS[CIFAR] + ARCHS[IMAGENET])), variants=True)
+    return parser
+
+
+@command
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    if args.arch is None:
+        raise UsageError(f"give --arch, one of {', '.join(ARCHS[IMAGENET if args.dataset == 'imagenet' else CIFAR])}")
+    size = args.input_size or (224 if args.dataset == "imagenet" else 32)
+    classes = 100 if args.dataset == "cifar100" else None
+    try:
+        with torch.device("meta"):  # shapes are all that counts
+            model = build_model(**network_config(args, num_classes=classes, image_size=size))
+    except ValueError as error:
+        raise UsageError(error) from None
+    counts = count(model, size, args.rule)
+    if args.json:
+        fields = asdict(counts) | {"convolutions": counts.convolutions}
+        print(json.dumps(fields if args.per_layer else {k: v for k, v in fields.items() if k != "layers"}))
+        return
+    lines = [*_table(counts.layers), ""] if args.per_layer else []
+    print(*lines, *_report(counts), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Finished runs, read back from their folders, and which of them are the same experiment."""
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from models import CIFAR_DEFAULTS, METHODS, family_of
+from models.methods import IMAGENET
+from utils.command import RunError, UsageError
+from utils.run import ARGS, SUMMARY
+
+DEFAULTS = {
+    "dataset": "cifar10",
+    "method": "bireal",
+    "weight_bits": 1,
+    "activation_bits": 1,
+    "structure": None,
+    "activation": None,
+    "recovery": None,
+    "ratio": None,
+    "groups": None,
+    "variant": None,
+    "ires": False,
+    "lam": 0.15,
+    "mu": 0.5,
+    "ires_variant": "paper",
+}
+"""The flags that make an experiment what it is, besides --arch, and what they are where they are not given."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder, flags (args.json) and outcome (summary.json)."""
+
+    folder: Path
+    args: dict
+    summary: dict
+
+    @property
+    def schedule(self):
+        """What two runs must share to be seeds of one figure: the data, and the epochs."""
+        return (self.args["dataset"], str(self.summary["data"].get("test_fingerprint")), self.summary["epochs"])
+
+
+def collect(folders):
+    """All finished runs below `folders`, sorted by path. Raises UsageError for a folder that does not exist."""
+    found = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UsageError(f"no folder {folder}")
+        for path in sorted(folder.rglob(SUMMARY)):
+            try:
+                args, summary = (json.loads((path.parent / name).read_text()) for name in (ARGS, SUMMARY))
+            except (OSError, ValueError) as error:
+                raise RunError(f"{path.parent} is not a whole run: {error}") from None
+            found.append(Result(path.parent, args, summary))
+    return found
+
+
+def identity(flags):
+    """A key that is equal for the same network and loss, however its flags were written."""
+    flags = {**DEFAULTS, **{k: v for k, v in flags.items() if v is not None}}
+    family = family_of(flags["dataset"])
+    network = METHODS[flags["method"]].network_for(family, flags["weight_bits"], flags["activation_bits"])
+    usual = network.get("structure") or CIFAR_DEFAULTS.get(flags["arch"], {}).get("structure", "bireal")
+    if family == IMAGENET:
+        usual = network.get("structure", "bireal")
+    recovery = flags["recovery"] or ("cirec" if flags["variant"] else "none")
+    loss = ("ires", flags["lam"], flags["mu"], flags["ires_variant"]) if flags["ires"] else ("plain",)
+    names = ("arch", "method", "weight_bits", "activation_bits", "activation", "ratio", "groups", "variant")
+    return (family, *(flags[name] for name in names), flags["structure"] or usual, recovery, *loss)
+
+
+def grouped(results):
+    """{(identity, schedule): [Result of each seed]}."""
+    groups = {}
+    for result in results:
+        groups.setdefault((identity(result.args), result.schedule), []).append(result)
+    return groups
+
+
+def mean_std(values):
+    """ "87.2 ± 0.1 (3)": mean, sample standard deviation, count; the value alone if there is one."""
+    if len(values) == 1:
+        return f"{values[0]:.2f} (1)"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)})"

@@ -1,0 +1,154 @@
+"""Print a table of the paper as Markdown, the paper's figures beside those of our finished runs."""
+
+import statistics
+
+from utils import table6
+from utils.command import Parser, command
+from utils.paper import TABLES
+from utils.results import collect, grouped, identity, mean_std
+
+
+def markdown_table(header, rows):
+    """Lines of a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
+
+
+def _percent(value):
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _data(results):
+    data = results[0].summary["data"]
+    seconds = statistics.mean(r.summary["seconds"] for r in results)
+    device = results[0].summary["versions"]["device"]
+    name = data.get("label") or data["dataset"]
+    return [f"{name}, {results[0].summary['images']} images", results[0].summary["epochs"], f"{device}, {seconds:.0f} s"]
+
+
+def _command(result):
+    """The command of a run without what differs between seeds and machines."""
+    words, skip = [], False
+    for word in result.args.get("command", "").split():
+        if skip or word in ("--output-dir", "--data-dir", "--seed"):
+            skip = not skip
+            continue
+        words.append(word)
+    return f"`{' '.join(words)}`"
+
+
+def accuracy_table(table, results):
+    """Markdown of an accuracy table: a line per cell, and per schedule where a cell was run with several."""
+    title, cells = TABLES[table]
+    groups = grouped(results)
+
+    def runs_of(cell):
+        if cell.flags is None:
+            return {}
+        key = identity(cell.flags)
+        return {schedule: found for (other, schedule), found in groups.items() if other == key}
+
+    def last(found):
+        return statistics.mean(r.summary["top1_last"] for r in found)
+
+    twins = {}  # the full-precision network of a backbone: its figure in the paper, and ours on each schedule
+    for cell in cells:
+        if cell.bits == "32/32":
+            twins[cell.backbone] = (cell.top1, {schedule: last(found) for schedule, found in runs_of(cell).items()})
+    rows = []
+    for cell in cells:
+        fixed = [cell.backbone, cell.method, cell.bits, _percent(cell.top1)]
+        twin_paper, twin_ours = twins.get(cell.backbone, (None, {}))
+        paper_gap = "-" if None in (cell.top1, twin_paper) else f"{cell.top1 - twin_paper:+.1f}"
+        found = runs_of(cell)
+        if not found:
+            rows.append([*fixed, "cited" if cell.flags is None else "not run", "-", paper_gap, *["-"] * 5])
+        for schedule, runs in sorted(found.items(), key=lambda item: item[0]):
+            gap = f"{last(runs) - twin_ours[schedule]:+.2f}" if schedule in twin_ours else "-"
+            figures = [mean_std([r.summary[key] for r in runs]) for key in ("top1_last", "top1_best")]
+            rows.append([*fixed, *figures, paper_gap, gap, *_data(runs), _command(runs[0])])
+    header = ["backbone", "method", "W/A", "paper", "ours, last", "ours, best", "paper - FP", "ours - FP"]
+    header += ["data", "epochs", "hardware, time", "command"]
+    note = (
+        "Top-1 accuracy in %, after the last epoch and in the best one (chosen on the test images), mean ± standard "
+        "deviation (number of seeds). - FP: difference from the full-precision network of the same schedule. "
+        "Accuracies on another data set or schedule than the paper's are not the paper's experiment."
+    )
+    return "\n".join([f"### {title}\n", *markdown_table(header, rows), "", note])
+
+
+def runs_table(results):
+    """Markdown of the runs as they are, a line each."""
+    rows = []
+    for r in results:
+        parts = ["IRes" if r.args["ires"] else "", {"irec": "IRec", "cirec": "CIRec"}.get(r.args["recovery"] or "", "")]
+        method = " + ".join([r.args["method"], *filter(None, parts)])
+        bops, flops = (r.summary.get(key) for key in ("bops", "flops"))
+        rows.append(
+            [
+                r.folder.name,
+                f"{r.args['arch']}, {method}",
+                f"{r.args['weight_bits']}/{r.args['activation_bits']}",
+                f"{r.summary['top1_last']:.2f}",
+                f"{r.summary['top1_best']:.2f}",
+                r.summary["images"],
+                "-" if bops is None else f"{bops / 1e6:.2f}",
+                "-" if flops is None else f"{flops / 1e6:.2f}",
+                f"{r.summary['seconds']:.0f}",
+            ]
+        )
+    header = ["run", "network", "W/A", "last %", "best %", "images", "BOPs 1e6", "FLOPs 1e6", "seconds"]
+    return "\n".join(markdown_table(header, rows))
+
+
+def build_parser():
+    parser = Parser(prog="utils.tables", description=__doc__)
+    parser.add_argument("table", choices=[*TABLES, "6", "runs"], help="the paper's table; runs: every run found")
+    parser.add_argument("--runs", nargs="+", metavar="DIR", default=["results"], help="folders with finished runs")
+    parser.add_argument("--plot", metavar="PNG", help="fig7: also draw it")
+    return parser
+
+
+def plot_lambda(results, path):
+    """Draw figure 7, accuracy over lambda, from the runs of its cells."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    groups = {}
+    cells = {identity(cell.flags): cell for cell in TABLES["fig7"][1]}
+    for (key, schedule), runs in grouped(results).items():
+        if key in cells:
+            name = cells[key].method.split(",")[0]
+            accuracy = statistics.mean(r.summary["top1_last"] for r in runs)
+            label = f"{name}: {schedule[0]}, {schedule[2]} epochs"
+            groups.setdefault(label, []).append((cells[key].flags["lam"], accuracy))
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for label, points in sorted(groups.items()):
+        axes.plot(*zip(*sorted(points)), marker="o", label=label)
+    axes.set(xlabel="λ", ylabel="top-1 accuracy after the last epoch (%)")
+    axes.grid(alpha=0.3)
+    if groups:
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+@command
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    if args.table == "6":
+        print(table6.markdown())
+        return
+    results = collect(args.runs)
+    if args.table == "runs":
+        print(runs_table(results))
+        return
+    print(accuracy_table(args.table, results))
+    if args.table == "fig7" and args.plot:
+        plot_lambda(results, args.plot)
+        print(f"\nplot: {args.plot}")
+
+
+if __name__ == "__main__":
+    main()
