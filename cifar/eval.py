@@ -3,8 +3,8 @@
 import json
 
 from cifar import data
-from utils import engine
-from utils.checkpoint import load_model
+from utils import complexity, engine
+from utils.checkpoint import add_bits_flags, open_model
 from utils.command import Parser, RunError, UsageError, command, positive_int
 from utils.losses import cross_entropy
 
@@ -16,8 +16,7 @@ def build_parser():
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
     parser.add_argument("--download", action="store_true", help="fetch CIFAR into --data-dir if it is not there")
     parser.add_argument("--image-size", type=positive_int, metavar="N", help="resize a folder's images to NxN")
-    parser.add_argument("--weight-bits", type=int, choices=(1, 32), help="for a released file that fits two networks")
-    parser.add_argument("--activation-bits", type=int, choices=(1, 32), help="likewise")
+    add_bits_flags(parser)
     parser.add_argument("--batch-size", type=positive_int, default=500)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="off", help="mixed precision")
@@ -32,9 +31,12 @@ def main(argv=None):
     if not args.checkpoint:
         raise UsageError("--checkpoint PATH is needed")
     device = engine.choose_device(args.device)
-    model = load_model(args.checkpoint, args.weight_bits, args.activation_bits).to(device)
+    model, description = open_model(args.checkpoint, args.weight_bits, args.activation_bits)
     progress = not args.no_progress
     (test,) = data.load(args.dataset, args.data_dir, args.download, args.image_size, progress, splits=("test",))
+    counts, _ = complexity.of_run(model, tuple(test.images.shape[2:]))
+    print(description, counts, sep="\n", flush=True)
+    model.to(device)
     batches = data.Batches(test, args.batch_size, device, dtype=next(model.parameters()).dtype)
     try:
         result = engine.evaluate(
@@ -43,7 +45,7 @@ def main(argv=None):
     except (RuntimeError, IndexError) as error:
         raise RunError(f"{args.checkpoint} does not fit {args.dataset}'s images or classes: {error}") from None
     print(
-        f"{args.checkpoint}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %, "
+        f"top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %, "
         f"loss {result['loss']:.4f} over all {result['images']} test images of {args.dataset}"
     )
     if args.json:

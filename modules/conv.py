@@ -1,10 +1,33 @@
 """The binary convolution that all networks share."""
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from modules.binarize import BiRealSTE, ClipSTE
 
 BITS = (1, 32)
+
+
+class _SignConv2d(torch.autograd.Function):
+    """F.conv2d of signs, which it keeps for the backward pass in 8 bits: exact, and a quarter of the memory."""
+
+    @staticmethod
+    def forward(ctx, signs, weight, bias, stride, padding, dilation, groups):
+        ctx.save_for_backward(signs.to(torch.int8), weight)
+        ctx.geometry = (stride, padding, dilation, groups)
+        ctx.bias_sizes = None if bias is None else list(bias.shape)
+        return F.conv2d(signs, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def backward(ctx, grad):
+        signs, weight = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        grads = torch.ops.aten.convolution_backward(
+            grad, signs.to(grad.dtype), weight.to(grad.dtype), ctx.bias_sizes,
+            stride, padding, dilation, False, (0, 0), groups, ctx.needs_input_grad[:3],
+        )  # fmt: skip
+        return (*grads, None, None, None, None)
 
 
 class BinaryConv2d(nn.Conv2d):
@@ -69,7 +92,10 @@ class BinaryConv2d(nn.Conv2d):
         return self.activation_binarizer(x)
 
     def forward(self, x):
-        return self._conv_forward(self.quantized_input(x), self.quantized_weight(), self.bias)
+        x, weight = self.quantized_input(x), self.quantized_weight()
+        if self.activation_bits == 32 or isinstance(self.padding, str) or self.padding_mode != "zeros":
+            return self._conv_forward(x, weight, self.bias)
+        return _SignConv2d.apply(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self):
         return f"{super().extra_repr()}, bits={self.weight_bits}/{self.activation_bits}"

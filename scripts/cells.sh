@@ -3,13 +3,16 @@
 #   DATASET=, DATA_DIR=   cifar10 in data/ by default; folder, cifar100 or digits
 #   EPOCHS=n      another number of epochs than the recipe's
 #   SEEDS="0 1"   (default: 0)
-#   JOBS=n        cells at once, on one device (default: 1)
+#   JOBS=n        cells at once, on one device (default: 1); the CPU's cores are shared out among them
 # A finished cell is skipped, an interrupted one goes on where it was; a failing one does not stop the others, and
 # `finish` says so with the script's exit status. The script's own arguments go to every cell.
 DATASET=${DATASET:-cifar10}
 RUNS=${RUNS:-runs/$(basename "$0" .sh)}
 SEEDS=${SEEDS:-0}
 JOBS=${JOBS:-1}
+if [ "$JOBS" -gt 1 ]; then # processes that each use every core wait for each other most of the time
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + JOBS - 1) / JOBS))}
+fi
 extra=(--dataset "$DATASET" --no-progress)
 if [ "$DATASET" != digits ]; then extra+=(--data-dir "${DATA_DIR:-data}"); fi
 if [ -n "${EPOCHS:-}" ]; then extra+=(--epochs "$EPOCHS"); fi

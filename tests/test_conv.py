@@ -96,3 +96,37 @@ def test_self_distribution_of_activations():
 def test_learned_shift_starts_at_nothing():
     x = torch.randn(2, 4, 3, 3)
     assert torch.equal(LearnedShift(4)(x), x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gradients_are_those_of_an_ordinary_convolution_of_signs(bias, dtype):
+    conv = BinaryConv2d(6, 8, 3, stride=2, padding=1, groups=2, bias=bias).to(dtype)
+    x = torch.randn(2, 6, 7, 7, dtype=dtype, requires_grad=True)
+    signs = conv.quantized_input(x)
+    theirs = nn.functional.conv2d(signs, conv.quantized_weight(), conv.bias, stride=2, padding=1, groups=2)
+    leaves = [x, *conv.parameters()]
+    expected = torch.autograd.grad(theirs.square().sum(), leaves)
+    ours = conv(x)
+    assert torch.equal(ours, theirs)
+    for got, want in zip(torch.autograd.grad(ours.square().sum(), leaves), expected):
+        assert got.dtype == want.dtype
+        assert torch.allclose(got, want, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5)
+
+
+def test_mixed_precision_reaches_float32_weights():
+    conv = BinaryConv2d(6, 8, 3, padding=1)
+    x = torch.randn(2, 6, 5, 5, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = conv(x)
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert conv.weight.grad.dtype == x.grad.dtype == torch.float32
+
+
+def test_signs_are_kept_in_8_bits():
+    conv = BinaryConv2d(6, 8, 3)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        conv(torch.randn(2, 6, 5, 5, requires_grad=True))
+    assert sorted(t.element_size() for t in saved if t.shape == (2, 6, 5, 5)) == [1, 4]  # signs; x, for the estimator

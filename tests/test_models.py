@@ -19,9 +19,7 @@ LEGAL = [(method, *bits) for method in METHODS for bits in BITS if bits not in M
 @pytest.mark.parametrize("arch", ARCHS[CIFAR])
 def test_every_parameter_of_every_cifar_network_gets_a_gradient(arch, method, weight_bits, activation_bits):
     torch.manual_seed(0)
-    model = build_model(
-        arch, method=method, weight_bits=weight_bits, activation_bits=activation_bits, recovery="cirec"
-    )
+    model = build_model(arch, method=method, weight_bits=weight_bits, activation_bits=activation_bits, recovery="cirec")
     images = torch.randn(2, 3, 32, 32)
     logits = model(images)
     assert logits.shape == (2, 10)

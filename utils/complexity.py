@@ -117,6 +117,19 @@ def count(model, input_size, rule="paper"):
     )
 
 
+def of_run(model, input_size):
+    """(line to print, what summary.json keeps) of a run's network, by rule `paper`.
+
+    Training needs no thop: without it the line says so, and the counts are None.
+    """
+    fields = ("bops", "flops", "ops", "params", "params_1bit", "model_mb", "rule")
+    try:
+        counts = count(model, input_size)
+    except RunError as error:
+        return f"operations: {error}", dict.fromkeys(fields)
+    return f"operations: {counts}", {name: getattr(counts, name) for name in fields}
+
+
 def _check_handlers(model):
     names = {}
     for name, module in model.named_modules(remove_duplicate=False):

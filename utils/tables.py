@@ -23,7 +23,11 @@ def _data(results):
     seconds = statistics.mean(r.summary["seconds"] for r in results)
     device = results[0].summary["versions"]["device"]
     name = data.get("label") or data["dataset"]
-    return [f"{name}, {results[0].summary['images']} images", results[0].summary["epochs"], f"{device}, {seconds:.0f} s"]
+    return [
+        f"{name}, {results[0].summary['images']} images",
+        results[0].summary["epochs"],
+        f"{device}, {seconds:.0f} s",
+    ]
 
 
 def _command(result):

@@ -1,0 +1,78 @@
+"""The benchmark's plain reference computes the same as the code that it is compared with."""
+
+import json
+
+import pytest
+import torch
+
+from models import build_model
+from modules.binarize import BiRealSTE, ClipSTE
+from modules.restriction import IResLoss
+from utils import bench
+from utils.engine import Precision
+from utils.losses import cross_entropy
+
+
+@pytest.mark.parametrize(("ours", "plain"), [(BiRealSTE, bench.MaskChainBiReal), (ClipSTE, bench.MaskChainClip)])
+def test_mask_chains_are_the_same_estimators(ours, plain):
+    x = torch.arange(-40, 41) / 20 + 0.01  # clear of -1 and 1, where clamp has a gradient of its own choosing
+    grads = []
+    for estimator in (ours(), plain()):
+        points = x.clone().requires_grad_()
+        out = estimator(points)
+        out.sum().backward()
+        grads.append((out.detach(), points.grad))
+    assert torch.equal(grads[0][0].sign(), grads[1][0].sign())
+    assert torch.allclose(grads[0][0], grads[1][0], atol=1e-6)
+    assert torch.allclose(grads[0][1], grads[1][1], atol=1e-6)
+
+
+def steps():
+    torch.manual_seed(0)
+    model = build_model("resnet20", recovery="cirec")
+    reference = build_model("resnet20", recovery="cirec")
+    reference.load_state_dict(model.state_dict())
+    ours = IResLoss(model, cross_entropy, lam=0.9)
+    return ours, bench.ImageLoopIResLoss(bench.use_mask_chains(reference), cross_entropy, lam=0.9)
+
+
+def test_the_reference_step_gives_the_same_loss_and_gradients():
+    ours, reference = steps()
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    losses = []
+    for step in (ours, reference):
+        loss, _, _ = step(images, labels)
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    grads = [torch.cat([p.grad.flatten() for p in step.parameters()]) for step in (ours, reference)]
+    assert torch.nn.functional.cosine_similarity(*grads, dim=0) > 0.999
+
+
+def test_backward_holds_at_most_half_of_the_reference():
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    plain = Precision(torch.device("cpu"), None)
+    ours, reference = (bench.saved_bytes(step, images, labels, plain) for step in steps())
+    assert 0 < ours <= 0.5 * reference
+
+
+def test_bench_train_reports_what_it_promises(capsys):
+    bench.main("train --batch-size 8 --warmup 1 --rounds 1 --steps 1 --dataset digits --workers 1 --json".split())
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"step", "no_ires", "full_precision", "reference", "reference_pil"} <= set(result["images_per_s"])
+    assert {"step", "reference"} == set(result["backward_bytes"])
+    assert sum(result["shares"].values()) == pytest.approx(1)
+    assert result["floor"]["images_per_s"] > 0
+
+
+def test_bench_data_beats_a_loader_of_pil_transforms(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "LEAST_SECONDS", 0.3)
+    bench.main("data --dataset digits --workers 1 --rounds 1 --json".split())
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["ratio"] > 2
+
+
+def test_mistakes_get_one_line(fails):
+    assert fails(bench.main, "data")[0] == 2
+    assert fails(bench.main, "train", "--batch-size", 0)[0] == 2
+    assert fails(bench.main, "train", "--method", "xnor", "--weight-bits", 32)[0] == 2

@@ -1,0 +1,55 @@
+"""The training step compiles into one graph, and stays compiled over an epoch and from epoch to epoch."""
+
+import pytest
+import torch
+
+from models import build_model
+from modules.binarize import anneal_estimators
+from modules.restriction import IResLoss
+from utils.losses import cross_entropy
+
+
+@pytest.mark.parametrize(("method", "variant"), [("bireal", "released"), ("irnet", "paper"), ("reactnet", "paper")])
+def test_no_graph_breaks_and_no_recompiles(method, variant):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.manual_seed(0)
+    model = build_model("resnet20", method=method, recovery="cirec")
+    step = IResLoss(model, cross_entropy, lam=0.9, variant=variant)
+    step.compile(backend=backend, fullgraph=True)
+    optimizer = torch.optim.SGD(step.parameters(), 0.01, momentum=0.9)
+    for epoch in range(2):
+        anneal_estimators(model, epoch, 2, t_min=1e-3)
+        step.train()
+        for _ in range(2):
+            loss, _, _ = step(torch.randn(4, 3, 32, 32), torch.arange(4))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert len(graphs) == 1
+
+
+def test_compiled_and_eager_losses_agree():
+    torch._dynamo.reset()
+    losses = {}
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        step = IResLoss(build_model("resnet20", recovery="cirec"), cross_entropy, lam=0.9)
+        if compiled:
+            step.compile(backend="aot_eager", fullgraph=True)
+        optimizer = torch.optim.SGD(step.parameters(), 0.01, momentum=0.9)
+        generator = torch.Generator().manual_seed(1)
+        losses[compiled] = []
+        for _ in range(5):
+            images = torch.randn(8, 3, 32, 32, generator=generator)
+            loss, _, _ = step(images, torch.arange(8))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[compiled].append(loss.item())
+    assert losses[True] == pytest.approx(losses[False], abs=1e-4)

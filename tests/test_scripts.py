@@ -1,0 +1,111 @@
+"""Every command in scripts/ and in the README is one that the real parsers take."""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from utils.paper import TABLES
+from utils.results import identity
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
+CELLS = [p for p in SCRIPTS if "\nsource scripts/cells.sh" in p.read_text()]
+# What the shell puts in the place of a variable, for the parsers' eyes.
+VALUES = {"common[@]": "", "@": "", "extra[@]": "", "resume[@]": ""}
+
+
+def commands(path):
+    """[(module, arguments)] of the `python -m` lines of a file, continued lines joined, variables filled in."""
+    text = path.read_text().replace("\\\\\n", " ").replace("\\\n", " ")
+    found = []
+    for match in re.finditer(r"(?:python|torchrun[^\n]*?) -m (\w+\.\w+)([^\n`]*)", text):
+        line = re.split(r"\s(?:\||>|2>|&&|;|#)", f"{match[2]} ")[0].rstrip("); ")
+        line = re.sub(r'"?\$\{?([\w@\[\]]+)[^}"\s]*\}?"?', lambda m: VALUES.get(m[1], "1"), line)
+        found.append((match[1], shlex.split(line)))
+    return found
+
+
+def cell_lines(path):
+    return [shlex.split(line)[1:] for line in path.read_text().splitlines() if line.startswith("cell ")]
+
+
+def parse(module, arguments):
+    parser = importlib.import_module(module).build_parser()
+    return parser.parse_args([a for a in arguments if a not in ("...", "FLAGS")])
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, ROOT / "README.md"], ids=lambda p: p.name)
+def test_commands_parse(path):
+    for module, arguments in commands(path):
+        if module.split(".")[0] in ("cifar", "imagenet", "utils") and arguments:
+            parse(module, arguments)
+
+
+@pytest.mark.parametrize("path", CELLS, ids=lambda p: p.name)
+def test_cells_parse_and_have_names_of_their_own(path):
+    lines = cell_lines(path)
+    assert lines
+    assert len({name for name, *_ in lines}) == len(lines)
+    for _, *arguments in lines:
+        parse("cifar.train", arguments)
+
+
+@pytest.mark.parametrize(
+    ("script", "table"),
+    [
+        ("table1_ablation", "1"),
+        ("table3_cifar10", "3"),
+        ("irnet_tables", "irnet"),
+        ("sdbnn_tables", "sdbnn"),
+        ("fig7_lambda", "fig7"),
+    ],
+)
+def test_scripts_train_exactly_the_cells_of_their_table(script, table):
+    trained = {
+        identity(vars(parse("cifar.train", flags))) for _, *flags in cell_lines(ROOT / "scripts" / f"{script}.sh")
+    }
+    cells = [c.flags for c in TABLES[table][1] if c.flags is not None and c.flags.get("dataset") != "imagenet"]
+    assert trained == {identity(flags) for flags in cells}
+    assert len({identity(flags) for flags in cells}) == len(cells)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_scripts_are_valid_shell(path):
+    subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_cells_skip_resume_and_report_failures(tmp_path):
+    """cells.sh with a stand-in for training: a finished cell is skipped, an interrupted one resumed, a failure told."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    (bin_ / "python").write_text('#!/bin/bash\necho "$*" >> "$LOG"\ncase "$*" in *--lr*) echo bad >&2; exit 1;; esac\n')
+    (bin_ / "python").chmod(0o755)
+    runs = tmp_path / "runs"
+    (runs / "done" / "seed0").mkdir(parents=True)
+    (runs / "done" / "seed0" / "summary.json").write_text("{}")
+    (runs / "half" / "seed0").mkdir(parents=True)
+    (runs / "half" / "seed0" / "last.pt").touch()
+    script = tmp_path / "script.sh"
+    script.write_text(
+        f"cd {ROOT}\nsource scripts/cells.sh\n"
+        "cell done --ires\ncell half\ncell broken --lr 9\ncell fresh\nfinish echo the table\n"
+    )
+    log = tmp_path / "log"
+    environment = {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "LOG": str(log), "RUNS": str(runs)}
+    environment |= {"DATASET": "digits", "EPOCHS": "1", "SEEDS": "0", "JOBS": "2"}
+    result = subprocess.run(
+        ["bash", script, "--batch-size", "8"], env=environment, capture_output=True, text=True, check=False
+    )
+    calls = log.read_text().splitlines()
+    assert len(calls) == 3
+    assert all("--dataset digits --no-progress --epochs 1 --batch-size 8" in call for call in calls)
+    assert [("--resume" in call) for call in calls if "half" in call] == [True]
+    assert [("--resume" in call) for call in calls if "fresh" in call] == [False]
+    assert "the table" in result.stdout
+    assert "broken/seed0: failed: bad" in result.stderr
+    assert result.returncode == 1

@@ -1,0 +1,352 @@
+"""Measure what this code costs: the training step and the data path, beside plain implementations of the same.
+
+The plain reference is what a straightforward script does: estimators as chains of masks, the attention mask made image
+by image in a Python loop, everything eager, and images decoded and augmented one by one with PIL in a DataLoader.
+"""
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cifar import data
+from models import ARCHS, CIFAR, build_model
+from modules.binarize import BiRealSTE, ClipSTE
+from modules.restriction import VARIANTS, IResLoss, PlainLoss
+from utils import engine
+from utils.command import Parser, UsageError, command, fraction, positive_int
+from utils.losses import cross_entropy
+from utils.options import add_network_flags, network_config
+
+LEAST_SECONDS = 3.0  # that a data path is timed in one turn
+
+
+class MaskChainBiReal(nn.Module):
+    """BiRealSTE as a chain of masks over the polynomial whose derivative it is; autograd keeps every link."""
+
+    def forward(self, x):
+        below, negative, inside = (x < -1).float(), (x < 0).float(), (x < 1).float()
+        left = below * -1 + (x * x + 2 * x) * (1 - below)
+        middle = left * negative + (2 * x - x * x) * (1 - negative)
+        smooth = middle * inside + (1 - inside)
+        hard = torch.where(x >= 0, 1.0, -1.0)
+        return hard.detach() - smooth.detach() + smooth
+
+
+class MaskChainClip(nn.Module):
+    """ClipSTE through a clamp that autograd differentiates."""
+
+    def forward(self, x):
+        smooth = torch.clamp(x, -1.0, 1.0)
+        return torch.where(x >= 0, 1.0, -1.0).detach() - smooth.detach() + smooth
+
+
+class ImageLoopIResLoss(IResLoss):
+    """IResLoss whose masks are made one image at a time."""
+
+    def forward(self, images, targets):
+        maps = self.model.features(images)
+        logits = self.model.classify(maps)
+        attention = maps[-1].detach().float().square().sum(1, keepdim=True)
+        attention = F.interpolate(attention, size=images.shape[2:], mode="bilinear", align_corners=False)
+        masks = []
+        for i in range(len(images)):
+            threshold = self.lam * attention[i].mean()
+            masks.append((attention[i] >= threshold).float())
+        masked = self.criterion(self.model(images * torch.stack(masks)), targets)
+        original = self.criterion(logits, targets)
+        return self.mu * original + (1 - self.mu) * masked, logits, {}
+
+
+def use_mask_chains(model):
+    """Replace the estimators of a network by their plain equivalents; returns it."""
+    plain = {BiRealSTE: MaskChainBiReal, ClipSTE: MaskChainClip}
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) in plain:
+                setattr(module, name, plain[type(child)]())
+            elif getattr(child, "inplace", False):
+                child.inplace = False
+    return model
+
+
+def pil_loader(dataset, data_dir, batch_size, workers):
+    """The plain data path: a DataLoader over `dataset`'s training images with torchvision's PIL transforms."""
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    transform = transforms.Compose([*steps, transforms.Normalize(data.MEAN, data.STD)])
+    if dataset == "folder":
+        images = ImageFolder(Path(data_dir) / "train", transform)
+    else:
+        (held,) = data.load(dataset, data_dir, splits=("train",))
+        pixels = held.images.permute(0, 2, 3, 1).numpy()
+
+        class InMemory(Dataset):
+            def __len__(self):
+                return len(pixels)
+
+            def __getitem__(self, i):
+                return transform(Image.fromarray(pixels[i])), held.labels[i].item()
+
+        images = InMemory()
+    return DataLoader(images, batch_size, shuffle=True, num_workers=workers, drop_last=True)
+
+
+def saved_bytes(step, images, labels, precision):
+    """Bytes that the forward pass of `step` holds for its backward pass; parameters and the input not counted."""
+    own = {t.untyped_storage().data_ptr() for t in (*step.parameters(), *step.buffers(), images, labels)}
+    held = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor keeps its address from being used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), precision.autocast():
+        step(images, labels)
+    return sum(size for size, _ in held.values())
+
+
+class Contender:
+    """One variant of the training step, with its own network and optimizer, fed by an endless stream of batches."""
+
+    def __init__(self, step, stream, precision, compiled=False):
+        self.step = step.train()
+        self.stream = stream
+        self.precision = precision
+        self.device = precision.device
+        self.optimizer = torch.optim.SGD(step.model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+        self.scaler = precision.scaler()
+        self.parts = {"data": [], "forward": [], "backward": [], "optimizer": []}
+        self.rates = []
+        if compiled:
+            step.compile()
+
+    def _clock(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def run(self, steps, record=True):
+        """Time `steps` steps, part by part; keeps the images/s of the whole."""
+        images_seen, start = 0, self._clock()
+        for _ in range(steps):
+            times = [self._clock()]
+            images, labels = next(self.stream)
+            times.append(self._clock())
+            with self.precision.autocast():
+                loss, _, _ = self.step(images, labels)
+            times.append(self._clock())
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            times.append(self._clock())
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            times.append(self._clock())
+            images_seen += len(labels)
+            if record:
+                for part, before, after in zip(self.parts.values(), times, times[1:]):
+                    part.append(after - before)
+        if record:
+            self.rates.append(images_seen / (self._clock() - start))
+
+    def images_per_s(self):
+        return statistics.median(self.rates)
+
+    def shares(self):
+        medians = {name: statistics.median(times) for name, times in self.parts.items()}
+        return {name: value / sum(medians.values()) for name, value in medians.items()}
+
+
+def matmul_peak(device, dtype, size=2048, repeats=5):
+    """FLOP/s of a size x size matrix product in `dtype` on `device`: the best of `repeats`."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times[1:])
+
+
+def step_flops(step, images, labels):
+    """Floating-point operations of one training step's convolutions and matrix products, forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step(images, labels)[0].backward()
+    step.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def endless(batches):
+    epoch = 0
+    while True:
+        yield from batches.epoch(epoch)
+        epoch += 1
+
+
+def endless_loader(loader, device):
+    while True:
+        for images, labels in loader:
+            yield images.to(device), labels.to(device)
+
+
+def random_data(count):
+    """An ImageSet of random pixels: speed does not depend on what the images show."""
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    return data.ImageSet(images, torch.randint(0, 10, (count,)), [str(i) for i in range(10)])
+
+
+def bench_train(args):
+    device = engine.choose_device(args.device)
+    precision = engine.choose_precision(args.amp, device)
+    plain = engine.Precision(device, None)
+    compiled, reason = engine.choose_compile(args.compile, device, steps=10**6)
+    if args.dataset == "random":
+        train_set = random_data(max(5000, 4 * args.batch_size))
+    else:
+        (train_set,) = data.load(args.dataset, args.data_dir, splits=("train",))
+    batches = data.Batches(train_set, args.batch_size, device, train=True)
+    network = network_config(args, num_classes=len(train_set.classes), image_size=batches.size[0])
+    network.pop("dataset")
+    twin = network | {"weight_bits": 32, "activation_bits": 32, "recovery": None, "ratio": None, "groups": None}
+
+    def build(config):
+        torch.manual_seed(0)
+        return build_model(**config).to(device)
+
+    def restricted(model):
+        return IResLoss(model, cross_entropy, args.lam, variant=args.ires_variant)
+
+    stream = endless(batches)
+    contenders = {
+        "step": Contender(restricted(build(network)), stream, precision, compiled),
+        "no_ires": Contender(PlainLoss(build(network), cross_entropy), stream, precision, compiled),
+        "full_precision": Contender(PlainLoss(build(twin), cross_entropy), stream, plain),
+        "reference": Contender(
+            ImageLoopIResLoss(use_mask_chains(build(network)), cross_entropy, args.lam), stream, plain
+        ),
+    }
+    loader = None
+    if args.dataset != "random":
+        loader = pil_loader(args.dataset, args.data_dir, args.batch_size, args.workers)
+        contenders["reference_pil"] = Contender(
+            ImageLoopIResLoss(use_mask_chains(build(network)), cross_entropy, args.lam),
+            endless_loader(loader, device),
+            plain,
+        )
+    images, labels = next(stream)
+    held = {name: saved_bytes(contenders[name].step, images, labels, contenders[name].precision)
+            for name in ("step", "reference")}  # fmt: skip
+    flops = step_flops(contenders["reference"].step, images, labels)
+    for contender in contenders.values():
+        contender.run(args.warmup, record=False)
+    for _ in range(args.rounds):
+        for contender in contenders.values():
+            contender.run(args.steps)
+    peak = matmul_peak(device, precision.dtype or torch.float32)
+    rates = {name: contender.images_per_s() for name, contender in contenders.items()}
+    floor = len(labels) * peak / flops
+    result = {
+        "images_per_s": rates,
+        "ratios": {name: rates["step"] / rate for name, rate in rates.items() if name != "step"},
+        "backward_bytes": held,
+        "shares": contenders["step"].shares(),
+        "floor": {"step_gflops": flops / 1e9, "matmul_gflops_per_s": peak / 1e9, "images_per_s": floor},
+        "batch_size": len(labels),
+        "device": str(device),
+        "precision": str(precision),
+        "compiled": compiled,
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        result["max_memory_allocated"] = torch.cuda.max_memory_allocated()
+    print(f"{args.arch}, batch {len(labels)}, {device}, {precision}, {'compiled' if compiled else 'eager'} ({reason})")
+    for name, rate in rates.items():
+        print(f"  {name:16s} {rate:9.0f} images/s   ours is {rates['step'] / rate:5.2f}x")
+    print(f"  floor of arithmetic {floor:.0f} images/s: {flops / 1e9:.1f} GFLOP a step at {peak / 1e9:.0f} GFLOP/s")
+    print("  time: " + ", ".join(f"{name} {share:.0%}" for name, share in result["shares"].items()))
+    print(f"  held for backward: ours {held['step'] / 1e6:.0f} MB, reference {held['reference'] / 1e6:.0f} MB")
+    return result
+
+
+def bench_data(args):
+    """Images/s of our batches against a DataLoader with PIL transforms, in turn."""
+    device = engine.choose_device(args.device)
+    if args.dataset == "random":
+        raise UsageError("bench data needs images to decode: --dataset digits, cifar10 or folder")
+    (train_set,) = data.load(args.dataset, args.data_dir, splits=("train",))
+    batches = data.Batches(train_set, args.batch_size, device, train=True)
+    loader = pil_loader(args.dataset, args.data_dir, args.batch_size, args.workers)
+
+    def rate(stream):
+        next(stream)  # start-up
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < LEAST_SECONDS:
+            count += len(next(stream)[1])
+        return count / (time.perf_counter() - start)
+
+    streams = {"ours": endless(batches), "pil_loader": endless_loader(loader, device)}
+    rates = {name: [] for name in streams}
+    for _ in range(args.rounds):
+        for name, stream in streams.items():
+            rates[name].append(rate(stream))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    result = {
+        "images_per_s": medians,
+        "ratio": medians["ours"] / medians["pil_loader"],
+        "workers": args.workers,
+        "batch_size": args.batch_size,
+    }
+    for name, value in medians.items():
+        print(f"  {name:12s} {value:9.0f} images/s")
+    print(f"  ratio {result['ratio']:.1f}, against {args.workers} workers")
+    return result
+
+
+def build_parser():
+    parser = Parser(prog="utils.bench", description=__doc__)
+    parser.add_argument("what", choices=("train", "data"), help="the training step, or the data path alone")
+    parser.add_argument("--dataset", choices=("random", *data.DATASETS), default="random")
+    parser.add_argument("--data-dir", metavar="DIR")
+    add_network_flags(parser, ARCHS[CIFAR], arch_default="resnet20")
+    parser.set_defaults(recovery="cirec")
+    parser.add_argument("--lam", type=fraction, default=0.15)
+    parser.add_argument("--ires-variant", choices=VARIANTS, default="paper")
+    parser.add_argument("--batch-size", type=positive_int, default=128)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto")
+    parser.add_argument("--compile", choices=("auto", "off", "on"), default="auto")
+    parser.add_argument("--workers", type=positive_int, default=2, help="of the PIL loader")
+    parser.add_argument("--warmup", type=positive_int, default=3, help="steps that are not counted")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="turns that every contender gets")
+    parser.add_argument("--steps", type=positive_int, default=5, help="steps in a turn")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    return parser
+
+
+@command
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    try:
+        result = bench_train(args) if args.what == "train" else bench_data(args)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if args.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
