@@ -1,0 +1,62 @@
+"""The figure of attention maps."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import build_model
+from modules.restriction import attention_mask
+from utils import attention, checkpoint
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two checkpoints and an image that is neither square nor small."""
+    paths = []
+    for name, recovery in (("baseline", "none"), ("ir2net", "cirec")):
+        network = {"arch": "resnet20", "recovery": recovery, "weight_bits": 1, "activation_bits": 1}
+        path = tmp_path / name / "last.pt"
+        path.parent.mkdir()
+        checkpoint.save(path, {"network": network, "model": build_model(**network).state_dict()})
+        paths.append(path)
+    image = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)).save(image)
+    return paths, image
+
+
+def test_maps_and_mask_of_a_network():
+    torch.manual_seed(0)
+    model = build_model("resnet20").eval()
+    images = torch.rand(2, 3, 32, 32)
+    maps, mask = attention.attention_of(model, images, lam=1.0)
+    assert len(maps) == 4
+    for one in maps:
+        assert one.shape == (2, 32, 32)
+        assert one.amin((1, 2)).tolist() == [0, 0]
+        assert one.amax((1, 2)).tolist() == pytest.approx([1, 1])
+    normalised = (images - torch.tensor(attention.MEAN).view(3, 1, 1)) / torch.tensor(attention.STD).view(3, 1, 1)
+    expected = attention_mask(model.features(normalised)[-1], (32, 32), 1.0)
+    assert torch.equal(mask, expected[:, 0])
+    assert 0 < mask.mean() < 1
+
+
+def test_the_figure_is_written(files, tmp_path, capsys):
+    checkpoints, image = files
+    out = tmp_path / "figure.png"
+    attention.main(["--checkpoint", *map(str, checkpoints), "--images", str(image), "--output", str(out)])
+    assert "1 images, 2 networks" in capsys.readouterr().out
+    with Image.open(out) as figure:
+        pixels = np.asarray(figure.convert("RGB"))
+    assert pixels.std() > 20, "an empty figure"
+
+
+def test_mistakes_get_one_line(files, tmp_path, fails):
+    checkpoints, image = files
+    assert fails(attention.main)[0] == 2
+    assert fails(attention.main, "--checkpoint", checkpoints[0], "--images", tmp_path / "none.png")[0] == 2
+    (tmp_path / "text.png").write_text("no image")
+    assert fails(attention.main, "--checkpoint", checkpoints[0], "--images", tmp_path / "text.png")[0] == 1
+    assert fails(attention.main, "--checkpoint", tmp_path / "none.pt", "--images", image)[0] == 1
+    bad = tmp_path / "figure.nonsense"
+    assert fails(attention.main, "--checkpoint", checkpoints[0], "--images", image, "--output", bad)[0] == 2

@@ -1,0 +1,120 @@
+"""Draw where networks look: the attention map of every stage over an image, and the mask that IRes would make.
+
+Figures 1 and 8 of the paper: several checkpoints (full precision, baseline, IR²Net) side by side.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+from cifar.data import MEAN, STD
+from models import family_of
+from models.methods import IMAGENET
+from modules.restriction import VARIANTS, attention_map, attention_mask
+from utils.checkpoint import add_bits_flags, network_text, open_model
+from utils.command import Parser, RunError, UsageError, command, fraction
+
+
+def read_image(path, size):
+    """An image file as float32 (3, size, size) in [0, 1]: scaled to cover the square, centre cropped."""
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+    except FileNotFoundError:
+        raise UsageError(f"no image {path}") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise RunError(f"{path} is not an image that can be read ({type(error).__name__})") from None
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+
+
+@torch.inference_mode()
+def attention_of(model, images, lam=0.15, variant="paper"):
+    """(maps, mask) for images (N, 3, H, W) in [0, 1].
+
+    maps: one (N, H, W) per tap of the network, each image's scaled to [0, 1]: equation (5), upsampled as by (6).
+    mask: (N, H, W) of what IRes keeps, equation (8).
+    """
+    dtype = next(model.parameters()).dtype
+    mean, std = (torch.tensor(x, dtype=dtype).view(1, 3, 1, 1) for x in (MEAN, STD))
+    taps = model.features((images.to(dtype) - mean) / std)
+    size = images.shape[2:]
+    maps = []
+    for tap in taps:
+        attention = attention_map(tap).unsqueeze(1)
+        attention = F.interpolate(attention, size=size, mode="bilinear", align_corners=False).squeeze(1)
+        low, high = attention.amin((1, 2), keepdim=True), attention.amax((1, 2), keepdim=True)
+        maps.append((attention - low) / (high - low).clamp_min(torch.finfo(dtype).tiny))
+    return maps, attention_mask(taps[-1], size, lam, variant).squeeze(1)
+
+
+def draw(networks, files, output, lam, variant):
+    """Write the figure: a row per image and network; input, maps from stem to last stage, input under the mask.
+
+    networks: [(name, model, image size)].
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = []
+    for file in files:
+        for name, model, size in networks:
+            image = read_image(file, size)
+            maps, mask = attention_of(model, image[None], lam, variant)
+            rows.append((f"{file.stem}\n{name}", image.permute(1, 2, 0).numpy(), [m[0].numpy() for m in maps], mask[0]))
+    columns = 2 + max(len(maps) for _, _, maps, _ in rows)
+    figure, axes = pyplot.subplots(
+        len(rows), columns, figsize=(1.6 * columns, 1.7 * len(rows)), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[], frame_on=False)
+    for line, (title, image, maps, mask) in zip(axes, rows):
+        line[0].imshow(image)
+        line[0].set_ylabel(title, fontsize=7)
+        for i, attention in enumerate(maps):
+            line[1 + i].imshow(image)
+            line[1 + i].imshow(attention, cmap="jet", alpha=0.5, vmin=0, vmax=1)
+            line[1 + i].set_title("stem" if i == 0 else f"stage {i}" if i < len(maps) - 1 else "last", fontsize=7)
+        line[-1].imshow(image * mask.numpy()[:, :, None])
+        line[-1].set_title(f"IRes: {1 - mask.mean().item():.0%} masked", fontsize=7)
+    figure.savefig(output, dpi=110)
+    pyplot.close(figure)
+
+
+def build_parser():
+    parser = Parser(prog="utils.attention", description=__doc__)
+    parser.add_argument("--checkpoint", nargs="+", metavar="PATH", default=[], help="networks, side by side")
+    parser.add_argument("--images", nargs="+", metavar="FILE", default=[])
+    parser.add_argument("--output", metavar="PNG", default="attention.png")
+    parser.add_argument("--lam", type=fraction, default=0.15, help="IRes: mask below lam times the mean attention")
+    parser.add_argument("--ires-variant", choices=VARIANTS, default="paper")
+    add_bits_flags(parser)
+    return parser
+
+
+@command
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    if not args.checkpoint or not args.images:
+        raise UsageError("--checkpoint PATH ... and --images FILE ... are needed")
+    networks = []
+    for path in args.checkpoint:
+        model, description = open_model(path, args.weight_bits, args.activation_bits)
+        network = description.network
+        size = 224 if family_of(network.get("dataset", "cifar10")) == IMAGENET else network.get("image_size", 32)
+        name = f"{Path(path).parent.name or Path(path).stem} {network['weight_bits']}/{network['activation_bits']}"
+        networks.append((name, model, size))
+        print(f"{path}: {network_text(network)}")
+    try:
+        draw(networks, [Path(file) for file in args.images], args.output, args.lam, args.ires_variant)
+    except ValueError as error:  # what matplotlib says of a file name that it cannot write
+        raise UsageError(f"cannot write {args.output}: {error}") from None
+    print(f"{args.output}: {len(args.images)} images, {len(networks)} networks")
+
+
+if __name__ == "__main__":
+    main()
