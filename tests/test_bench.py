@@ -57,7 +57,8 @@ def test_backward_holds_at_most_half_of_the_reference():
 
 
 def test_bench_train_reports_what_it_promises(capsys):
-    bench.main("train --batch-size 8 --warmup 1 --rounds 1 --steps 1 --dataset digits --workers 1 --json".split())
+    flags = {"--batch-size": 8, "--warmup": 1, "--rounds": 1, "--steps": 1, "--dataset": "digits", "--workers": 1}
+    bench.main(["train", *(str(word) for pair in flags.items() for word in pair), "--json"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"step", "no_ires", "full_precision", "reference", "reference_pil"} <= set(result["images_per_s"])
     assert {"step", "reference"} == set(result["backward_bytes"])
@@ -67,7 +68,7 @@ def test_bench_train_reports_what_it_promises(capsys):
 
 def test_bench_data_beats_a_loader_of_pil_transforms(capsys, monkeypatch):
     monkeypatch.setattr(bench, "LEAST_SECONDS", 0.3)
-    bench.main("data --dataset digits --workers 1 --rounds 1 --json".split())
+    bench.main(["data", "--dataset", "digits", "--workers", "1", "--rounds", "1", "--json"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["ratio"] > 2
 

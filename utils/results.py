@@ -31,9 +31,9 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its folder, flags (args.json) and outcome (summary.json)."""
+    """A finished run: its name (path below the folder searched), flags (args.json) and outcome (summary.json)."""
 
-    folder: Path
+    name: str
     args: dict
     summary: dict
 
@@ -54,7 +54,7 @@ def collect(folders):
                 args, summary = (json.loads((path.parent / name).read_text()) for name in (ARGS, SUMMARY))
             except (OSError, ValueError) as error:
                 raise RunError(f"{path.parent} is not a whole run: {error}") from None
-            found.append(Result(path.parent, args, summary))
+            found.append(Result(str(path.parent.relative_to(folder)), args, summary))
     return found
 
 

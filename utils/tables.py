@@ -90,7 +90,7 @@ def runs_table(results):
         bops, flops = (r.summary.get(key) for key in ("bops", "flops"))
         rows.append(
             [
-                r.folder.name,
+                r.name,
                 f"{r.args['arch']}, {method}",
                 f"{r.args['weight_bits']}/{r.args['activation_bits']}",
                 f"{r.summary['top1_last']:.2f}",

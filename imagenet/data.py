@@ -1,0 +1,159 @@
+"""ImageNet, or any tree of class folders: its splits and labels, decoding, augmentation."""
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import ConvertImageDtype, v2
+
+from utils import distributed
+from utils.command import UsageError
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+FOLDERS = {"train": ("train", "ILSVRC2012_img_train"), "val": ("val", "ILSVRC2012_img_val")}
+"""Split -> the folders that may hold it: ours, and that of the released code."""
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no image, or a broken one."""
+
+
+class Lighting(nn.Module):
+    """AlexNet's colour jitter: moves an image (3, H, W) in [0, 1] along the principal components of ImageNet's colours.
+
+    std: standard deviation of each component's random weight. Source: Krizhevsky et al., NeurIPS 2012, section 4.1.
+    """
+
+    EIGENVALUES = (0.2175, 0.0188, 0.0045)
+    EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+    def __init__(self, std):
+        super().__init__()
+        self.std = std
+        self.components = torch.tensor(self.EIGENVECTORS) * torch.tensor(self.EIGENVALUES)
+
+    def forward(self, image):
+        return image + (self.components @ (torch.randn(3) * self.std)).view(3, 1, 1)
+
+
+def _to_normalised(*between):
+    # Not v2.ToDtype: it multiplies by 1/255, where the reference transform divides by 255.
+    return [v2.PILToTensor(), ConvertImageDtype(torch.float32), *between, v2.Normalize(MEAN, STD)]
+
+
+def train_transform(size, lighting=0.1, color_jitter=False):
+    """PIL image -> (3, size, size): random resized crop (scale 0.08 to 1), flip, colours."""
+    steps = [v2.RandomResizedCrop(size, scale=(0.08, 1)), v2.RandomHorizontalFlip()]
+    if color_jitter:
+        steps.append(v2.ColorJitter(0.2, 0.2, 0.2, 0.1))
+    return v2.Compose([*steps, *_to_normalised(*([Lighting(lighting)] if lighting else []))])
+
+
+def eval_transform(size):
+    """PIL image -> (3, size, size): at 224 the shorter side becomes 256 pixels, then the centre is cut out.
+
+    At 224 it equals torchvision's reference transform for ResNet weights to the bit.
+    """
+    return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size), *_to_normalised()])
+
+
+def read_image(path):
+    """The image at `path` as RGB, turned as its EXIF orientation says; grey, CMYK and palette images are converted.
+
+    Raises one of UNREADABLE.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of odd EXIF data: the pixels are sound
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if "transparency" in image.info:
+                image = image.convert("RGBA")  # a palette with transparency has no direct way to RGB
+            return image.convert("RGB")
+
+
+def image_size(text):
+    """argparse type: height and width of the images, a multiple of 32, by which the networks shrink them."""
+    size = int(text)
+    if size < 32 or size % 32:
+        raise argparse.ArgumentTypeError(f"must be a multiple of 32, not {size}")
+    return size
+
+
+image_size.__name__ = "int"
+
+
+def default_workers():
+    """Data processes that give each of this rank's CPUs one."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, cpus // distributed.local_world_size())
+
+
+def open_split(data_dir, split):
+    """torchvision's ImageFolder of DIR/<split>/<class>/<image>; split: "train" or "val".
+
+    Raises UsageError if the folder is missing, or a class folder in it is empty.
+    """
+    if data_dir is None:
+        raise UsageError("--data-dir DIR is needed")
+    for name in FOLDERS[split]:
+        folder = Path(data_dir) / name
+        if folder.is_dir():
+            break
+    else:
+        raise UsageError(f"no folder {' or '.join(str(Path(data_dir) / name) for name in FOLDERS[split])}")
+    try:
+        return ImageFolder(folder)
+    except FileNotFoundError as error:
+        if "for the classes" in str(error):
+            empty = str(error).partition("for the classes ")[2].partition(".")[0]
+            raise UsageError(f"{folder} has class folders without images: {empty}") from None
+        raise UsageError(f"{folder} holds no class folders: it must hold <class>/<image>") from None
+
+
+def open_splits(data_dir):
+    """The ImageFolders of train and val. Raises UsageError if their class folders differ."""
+    train, val = open_split(data_dir, "train"), open_split(data_dir, "val")
+    different = sorted(set(train.classes) ^ set(val.classes))
+    if different:
+        names = ", ".join(different[:5]) + (", ..." if len(different) > 5 else "")
+        raise UsageError(f"{train.root} and {val.root} differ in {len(different)} class folders: {names}")
+    return train, val
+
+
+def synsets():
+    """The 1,000 WordNet ids of ILSVRC-2012's classes, in the order of their labels."""
+    return (Path(__file__).parent / "synsets.txt").read_text().split()
+
+
+def use_labels_of(folder, classes, num_classes):
+    """Give an ImageFolder, whose labels count its own folders, the labels of a network with `num_classes` outputs.
+
+    classes: the names of the network's classes, or None. Without them a folder per output is taken in sorted order, and
+    fewer folders of ImageNet's names by their place among the 1,000. Raises UsageError if the folders do not fit.
+    """
+    if classes is None:
+        if len(folder.classes) == num_classes:
+            return
+        if num_classes != 1000:
+            raise UsageError(f"the network tells {num_classes} classes apart, {folder.root} has {len(folder.classes)}")
+        classes = synsets()
+    labels = {name: label for label, name in enumerate(classes)}
+    unknown = [name for name in folder.classes if name not in labels]
+    if unknown:
+        raise UsageError(f"{folder.root} has class folders that the network does not know: {', '.join(unknown[:5])}")
+    folder.samples = [(path, labels[folder.classes[label]]) for path, label in folder.samples]
+
+
+def describe(train, test, size):
+    """What a run keeps of its data: plain values."""
+    return {
+        "dataset": "imagenet",
+        "train_images": train.count,
+        "test_images": test.count,
+        "classes": train.classes,
+        "image_size": size,
+    }

@@ -1,0 +1,88 @@
+"""Evaluate a checkpoint on every image of DIR/val, in one process or under torchrun."""
+
+import json
+import time
+
+from imagenet import data
+from imagenet.batches import Batches
+from utils import checkpoint, distributed, engine
+from utils.command import Parser, RunError, UsageError, command, non_negative_int, positive_int
+from utils.losses import cross_entropy
+
+
+def build_parser():
+    parser = Parser(prog="imagenet.eval", description=__doc__)
+    parser.add_argument("--checkpoint", metavar="PATH", help="ours, or a released one")
+    parser.add_argument("--data-dir", metavar="DIR", help="holds val/<class>/<image> (or ILSVRC2012_img_val/)")
+    parser.add_argument("--image-size", type=data.image_size, metavar="N", help="default: the checkpoint's, else 224")
+    parser.add_argument("--weight-bits", type=int, choices=(1, 32), help="for a released file that fits two networks")
+    parser.add_argument("--activation-bits", type=int, choices=(1, 32), help="likewise")
+    parser.add_argument("--batch-size", type=positive_int, default=256, help="images at a time, over all ranks")
+    parser.add_argument("--workers", type=non_negative_int, metavar="N", help="data processes per rank")
+    parser.add_argument("--skip-corrupt", action="store_true", help="go on without images that cannot be read")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="off", help="mixed precision")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    return parser
+
+
+@command
+def main(argv=None):
+    with distributed.session():
+        with distributed.agreed():
+            args = build_parser().parse_args(argv)
+            if not args.checkpoint:
+                raise UsageError("--checkpoint PATH is needed")
+            device = engine.choose_device(args.device)
+            precision = engine.choose_precision(args.amp, device)
+            model, batches = load(args, device)
+        result = evaluate(args, model, batches, precision)
+        if not distributed.is_main():
+            return
+        print(
+            f"{args.checkpoint}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %, loss {result['loss']:.4f} "
+            f"over {result['images']} images ({result['skipped']} skipped), {result['images_per_s']:.0f} images/s"
+        )
+        if args.json:
+            print(json.dumps(result))
+
+
+def load(args, device):
+    """The network of --checkpoint, and the batches of --data-dir with its labels, at its image size."""
+    folder = data.open_split(args.data_dir, "val")
+    payload = checkpoint.read(args.checkpoint)
+    held = payload.get("data", {}) if checkpoint.is_ours(payload) else {}
+    model = checkpoint.load_model(args.checkpoint, args.weight_bits, args.activation_bits).to(device)
+    data.use_labels_of(folder, held.get("classes"), model.fc.out_features)
+    transform = data.eval_transform(args.image_size or held.get("image_size") or 224)
+    workers = data.default_workers() if args.workers is None else args.workers
+    batches = Batches(
+        folder, transform, args.batch_size, device,
+        workers=workers, skip_corrupt=args.skip_corrupt, dtype=next(model.parameters()).dtype,
+    )  # fmt: skip
+    return model, batches
+
+
+def evaluate(args, model, batches, precision):
+    """top1, top5 (%), loss, images, skipped, and images_per_s over all ranks.
+
+    Raises RunError if the network does not fit the images, or not every image was scored or skipped.
+    """
+    progress = distributed.is_main() and not args.no_progress
+    start = time.perf_counter()
+    try:
+        result = engine.evaluate(model, batches, batches.count, cross_entropy, precision, progress=progress)
+    except (RuntimeError, IndexError) as error:
+        if distributed.world_size() > 1:
+            raise  # a lost rank looks the same
+        raise RunError(f"{args.checkpoint} does not fit the images or classes of {args.data_dir}: {error}") from None
+    seconds = time.perf_counter() - start
+    skipped = len(set().union(*distributed.gather(batches.skipped)))
+    if result["images"] + skipped != batches.count:
+        raise RunError(f"scored {result['images']} of {batches.count} images, skipped {skipped}")
+    return {**result, "skipped": skipped, "images_per_s": round(result["images"] / seconds, 1)}
+
+
+if __name__ == "__main__":
+    main()

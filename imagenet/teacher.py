@@ -1,0 +1,66 @@
+"""The network whose predictions a student learns: a ResNet of torchvision, or a checkpoint."""
+
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torchvision import models
+
+from utils import checkpoint
+from utils.command import RunError, UsageError
+
+TORCHVISION = ("resnet34", "resnet50", "resnet101")
+DEFAULT = "default"
+NONE = "none"
+
+
+class Teacher:
+    """teacher(images (N, 3, H, W)) -> logits (N, classes), without gradient.
+
+    Not an nn.Module: a step that held it would send its weights between ranks and into checkpoints.
+    """
+
+    def __init__(self, model, device):
+        self.model = model.eval().requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def __call__(self, images):
+        return self.model(images)
+
+
+def load_teacher(name, weights, classes, device):
+    """The Teacher called `name`: one of TORCHVISION, or the path of a checkpoint that `load_model` reads.
+
+    weights, of a torchvision network: DEFAULT, which torchvision downloads, or the path of its state_dict. classes: the
+    names of the data's. Raises UsageError if the teacher tells another number of classes apart, or others; RunError if
+    its file cannot be read or fetched.
+    """
+    if name not in TORCHVISION:
+        if not Path(name).exists():
+            raise UsageError(f"no teacher {name!r}: give {', '.join(TORCHVISION)}, none, or a checkpoint's path")
+        payload = checkpoint.read(name)
+        model = checkpoint.load_model(name)
+        known = payload.get("data", {}).get("classes") if checkpoint.is_ours(payload) else None
+        _check_classes(name, model.fc.out_features, known, classes)
+    elif weights == DEFAULT:
+        _check_classes(name, 1000, None, classes)
+        try:
+            model = models.get_model(name, weights="DEFAULT")
+        except URLError as error:
+            raise RunError(f"cannot download {name}'s weights ({error}): give --teacher-weights PATH") from None
+    else:
+        state = checkpoint.read(weights)
+        state = state.get("model", state) if isinstance(state, dict) else {}  # torchvision's training keeps more
+        if not torch.is_tensor(state.get("fc.weight")):
+            raise RunError(f"{weights} holds no weights of a torchvision {name}")
+        _check_classes(weights, len(state["fc.weight"]), None, classes)
+        model = models.get_model(name, num_classes=len(classes))
+        checkpoint.load_state(model, state, weights)
+    return Teacher(model, device)
+
+
+def _check_classes(source, count, known, classes):
+    if count != len(classes):
+        raise UsageError(f"the teacher {source} tells {count} classes apart, the data has {len(classes)}")
+    if known and list(known) != list(classes):
+        raise UsageError(f"the teacher {source} learned other classes than the data's, or in another order")

@@ -1,0 +1,307 @@
+"""Train a network on ImageNet, or any tree of class folders, in two stages, from a teacher.
+
+Stage 1 has 1-bit activations and real weights; stage 2, binary in both, starts from its last weights. It runs in one
+process, or under torchrun in many: --batch-size counts the images of one optimizer step over all of them, and --lr is
+taken as it is given.
+"""
+
+import sys
+from argparse import BooleanOptionalAction, Namespace
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
+
+from imagenet import data
+from imagenet.batches import Batches
+from imagenet.teacher import DEFAULT, NONE, TORCHVISION, load_teacher
+from models import ARCHS, IMAGENET, build_model
+from modules.restriction import IResLoss, PlainLoss
+from utils import checkpoint, distributed, engine, training
+from utils.command import Parser, UsageError, command, fraction, non_negative_float, non_negative_int, positive_int
+from utils.losses import cross_entropy, distillation
+from utils.options import add_network_flags, add_runtime_flags, add_training_flags, network_config
+from utils.run import LAST, Run
+
+STAGES = {"1": (32, 1), "2": (1, 1)}
+"""Stage -> (weight bits, activation bits)."""
+
+# IR²Net, section V-A, and ReActNet, which it follows.
+COMMON = {
+    "stage": "both",
+    "epochs": 256,
+    "batch_size": 512,
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "schedule": "cosine",
+    "teacher": "resnet34",
+    "label_smoothing": 0.1,
+    "lighting": 0.1,
+    "color_jitter": False,
+    "t_min": 1e-3,
+}
+# What a method's own recipe changes. IR-Net's paper leaves lr and batch size open: they are He et al.'s.
+RECIPES = {
+    "xnor": {"stage": "single"},  # its scale belongs to binary weights: there is no stage 1
+    "irnet": {
+        "stage": "single",
+        "epochs": 100,
+        "batch_size": 256,
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 1e-5,
+        "schedule": "step",
+        "teacher": NONE,
+        "label_smoothing": 0.0,
+        "lighting": 0.0,
+        "color_jitter": True,
+    },
+    "reactnet": {"epochs": 128, "lr": 2.5e-3, "schedule": "linear"},
+    "sdbnn": {"schedule": "linear"},
+}
+WEIGHT_DECAY = {32: 1e-5, 1: 0.0}
+"""Of the two stages: bits of the weights -> decay; binary weights are left alone."""
+
+
+def recipe(method):
+    """Hyper-parameters of `method`: {flag: value}."""
+    return {**COMMON, **RECIPES.get(method, {})}
+
+
+def build_parser():
+    parser = Parser(prog="imagenet.train", description=__doc__)
+    parser.add_argument("--data-dir", metavar="DIR", help="holds train/ and val/ (or ILSVRC2012_img_train/ and _val/)")
+    parser.add_argument("--image-size", type=data.image_size, default=224, metavar="N", help="train and test at NxN")
+    parser.add_argument(
+        "--workers", type=non_negative_int, metavar="N", help="data processes per rank; default: its CPUs"
+    )
+    parser.add_argument("--skip-corrupt", action="store_true", help="go on without images that cannot be read")
+    add_network_flags(parser, ARCHS[IMAGENET], variants=True, arch_default="resnet18")
+    add_training_flags(parser)
+    group = parser.add_argument_group("ImageNet (defaults: the recipe of the method)")
+    group.add_argument("--stage", choices=(*STAGES, "both", "single"), help="single: one stage at the given bits")
+    group.add_argument("--stage1-checkpoint", metavar="PATH", help="what stage 2 starts from; default: the output's")
+    group.add_argument("--teacher", metavar="NAME", help=f"{', '.join(TORCHVISION)}, a checkpoint's path, or none")
+    group.add_argument("--teacher-weights", default=DEFAULT, metavar="PATH", help="default: torchvision downloads them")
+    group.add_argument("--label-smoothing", type=fraction, help="of the cross-entropy without a teacher")
+    group.add_argument("--optimizer", choices=("adam", "sgd"), help="sgd has Nesterov's momentum")
+    group.add_argument("--schedule", choices=tuple(SCHEDULES), help="of the learning rate, a step per epoch")
+    group.add_argument("--lighting", type=non_negative_float, help="standard deviation of the PCA colour jitter")
+    group.add_argument("--color-jitter", action=BooleanOptionalAction, help="brightness, contrast, saturation, hue")
+    group.add_argument("--accumulate", type=positive_int, default=1, metavar="K", help="split a rank's batch into K")
+    add_runtime_flags(parser)
+    parser.add_argument("--auto-resume", action="store_true", help="--resume if the output folder holds a run")
+    parser.set_defaults(
+        dataset="imagenet", weight_bits=None, activation_bits=None, ires=None, output_dir="runs/imagenet"
+    )
+    return parser
+
+
+SCHEDULES = {
+    "cosine": lambda optimizer, epochs: CosineAnnealingLR(optimizer, epochs),
+    "linear": lambda optimizer, epochs: LambdaLR(optimizer, lambda epoch: 1 - epoch / epochs),
+    "step": lambda optimizer, epochs: MultiStepLR(optimizer, [round(epochs * x) for x in (0.3, 0.6, 0.9)]),
+}
+"""Name -> function of (optimizer, epochs): to 0 like a cosine, to 0 in a line, a tenth at 30, 60 and 90 %."""
+
+
+def run_folders(stage, output_dir):
+    """{stage: its run's folder}, in the order that they are trained in."""
+    output_dir = Path(output_dir)
+    if stage == "single":
+        return {"single": output_dir}
+    return {name: output_dir / f"stage{name}" for name in (STAGES if stage == "both" else stage)}
+
+
+def find_checkpoint(args):
+    """Path of the last.pt that --resume goes on from: the latest stage's. None if there is none."""
+    stages = ("both", "single") if args.stage is None else (args.stage,)
+    folders = [folder for stage in stages for folder in reversed(run_folders(stage, args.output_dir).values())]
+    return next((folder / LAST for folder in folders if (folder / LAST).exists()), None)
+
+
+def resolve(argv):
+    """Parsed flags, with a resumed run's own where none is given, and the recipe's where neither says; the checkpoint.
+
+    Raises UsageError for flags that contradict each other, or the run that is resumed.
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    payload = None
+    found = Path(args.resume) if args.resume else find_checkpoint(args)
+    if args.resume is not None and found is None:
+        raise UsageError(f"--resume: there is no run in {args.output_dir}")
+    if found and goes_on(args):
+        payload = training.resume_flags(parser, argv, args, found)
+        if payload.get("stage") not in run_folders(args.stage, args.output_dir):
+            raise UsageError(f"{found} is not a checkpoint of imagenet.train")
+    for name, value in recipe(args.method).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.ires is None:
+        args.ires = args.variant is not None
+    if args.stage == "single":
+        args.weight_bits, args.activation_bits = args.weight_bits or 1, args.activation_bits or 1
+    elif args.weight_bits or args.activation_bits:
+        raise UsageError("--weight-bits and --activation-bits go with --stage single: the two stages set their own")
+    if args.optimizer == "adam" and args.momentum is not None:
+        raise UsageError("--momentum goes with --optimizer sgd")
+    if args.workers is None:
+        args.workers = data.default_workers()
+    return args, payload
+
+
+def goes_on(args):
+    """Whether this is the resumption of a run, if there is one."""
+    return args.resume is not None or args.auto_resume or distributed.restarted()
+
+
+def stage_flags(args, stage):
+    """The flags of one stage: its bits, and the weight decay that goes with them."""
+    args = Namespace(**vars(args))
+    if stage in STAGES:
+        args.weight_bits, args.activation_bits = STAGES[stage]
+    if args.weight_decay is None:
+        args.weight_decay = WEIGHT_DECAY[args.weight_bits]
+    return args
+
+
+def build_optimizer(args, model):
+    """Adam with decay on the weights of convolutions alone, as ReActNet has it, or SGD with decay on all, as IR-Net."""
+    if args.optimizer == "sgd":
+        momentum = args.momentum or 0.0
+        return SGD(model.parameters(), args.lr, momentum, weight_decay=args.weight_decay, nesterov=momentum > 0)
+    weights = {module.weight for module in model.modules() if isinstance(module, nn.Conv2d)}
+    others = [parameter for parameter in model.parameters() if parameter not in weights]
+    decayed = [parameter for parameter in model.parameters() if parameter in weights]
+    return Adam([{"params": decayed, "weight_decay": args.weight_decay}, {"params": others}], args.lr)
+
+
+def build_step(args, model):
+    """The training step; its targets are the teacher's logits, or labels where there is no teacher."""
+    criterion = distillation if args.teacher != NONE else partial(cross_entropy, smoothing=args.label_smoothing)
+    if args.ires:
+        return IResLoss(model, criterion, args.lam, args.mu, args.ires_variant)
+    return PlainLoss(model, criterion)
+
+
+def start_from_stage1(model, network, path):
+    """Give `model`, of stage 2, the weights of stage 1's checkpoint at `path`; returns a sentence about it.
+
+    All must fit but the parameters of a weight transform, which stage 1, with real weights, does not have.
+    Raises UsageError if there is no such checkpoint, or it is of another network.
+    """
+    if not path.exists():
+        raise UsageError(f"stage 2 starts from stage 1's weights, and there are none at {path}: train --stage 1 first")
+    payload = checkpoint.read(path)
+    bits = dict(zip(("weight_bits", "activation_bits"), STAGES["1"]))
+    wanted = {**network, **bits}
+    held = payload.get("network") if checkpoint.is_ours(payload) else None
+    if held is None:
+        raise UsageError(f"{path} is not a checkpoint of this codebase")
+    different = [
+        f"{name} {held.get(name)} instead of {wanted[name]}" for name in wanted if held.get(name) != wanted[name]
+    ]
+    if different:
+        raise UsageError(f"{path} is not stage 1 of this network: it has {', '.join(different)}")
+    own = model.state_dict()
+    new = [name for name in own if "weight_transform." in name and name not in payload["model"]]
+    checkpoint.load_state(model, payload["model"] | {name: own[name] for name in new}, path)
+    epochs = payload.get("args", {}).get("epochs", "?")
+    extra = f"; new parameters: {', '.join(new)}" if new else ""
+    return f"stage 2 starts from {path}, after epoch {payload.get('epoch', '?')} of {epochs} of stage 1{extra}"
+
+
+@command
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    with distributed.session():
+        with distributed.agreed():
+            args, payload = resolve(argv)
+            device = engine.choose_device(args.device)
+            folders = run_folders(args.stage, args.output_dir)
+            stages = list(folders)
+            if payload is not None:
+                stages = stages[stages.index(payload["stage"]) :]
+            sources = build_batches(args, device)
+            teacher = None
+            if args.teacher != NONE:
+                teacher = load_teacher(args.teacher, args.teacher_weights, sources[0].classes, device)
+        if distributed.is_main():
+            report_setup(args, *sources)
+        for stage in stages:
+            train_stage(args, stage, folders[stage], sources, teacher, device, payload, argv)
+            payload = None
+            distributed.barrier()  # the next stage reads what rank 0 has written
+
+
+def report_setup(args, train, test):
+    counts = f"{train.count} training and {test.count} test images of {len(train.classes)} classes"
+    print(f"data: {args.data_dir}, {counts}, at {args.image_size}x{args.image_size}")
+    parts = f"{train.ranks} rank(s) x {args.accumulate} part(s) of {train.part}"
+    print(f"a step: {args.batch_size} images, as {parts}")
+    if args.teacher == NONE:
+        print(f"no teacher: cross-entropy with labels, smoothed by {args.label_smoothing}")
+    else:
+        print(f"teacher: {args.teacher}; its logits are the targets, labels are not used")
+
+
+def build_batches(args, device):
+    """Batches to train on, and to test on. Raises UsageError for missing or unfit data."""
+    train_folder, val_folder = data.open_splits(args.data_dir)
+    options = {"seed": args.seed, "accumulate": args.accumulate, "workers": args.workers}
+    options |= {"skip_corrupt": args.skip_corrupt}
+    transform = data.train_transform(args.image_size, args.lighting, args.color_jitter)
+    train = Batches(train_folder, transform, args.batch_size, device, train=True, **options)
+    return train, Batches(val_folder, data.eval_transform(args.image_size), args.batch_size, device, **options)
+
+
+def train_stage(args, stage, folder, sources, teacher, device, payload, argv):
+    """One stage from its start, or from `payload`, to its summary; `sources` are its training and test batches."""
+    train, test = sources
+    asked, args = args, stage_flags(args, stage)
+    with distributed.agreed():
+        precision = engine.choose_precision(args.amp, device)
+        engine.seed_everything(args.seed, args.deterministic)
+        network = network_config(args, num_classes=len(train.classes))
+        try:
+            model = build_model(**network)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        told = (
+            f"stage {stage}: weights of {args.weight_bits}, activations of {args.activation_bits} bit(s), in {folder}"
+        )
+        if stage == "2" and payload is None:
+            path = Path(args.stage1_checkpoint or folder.parent / "stage1" / LAST)
+            told += "; " + start_from_stage1(model, network, path)
+        # A job that died before its first checkpoint leaves a folder that holds no training to go on from.
+        run = Run(folder, resume=payload is not None or (goes_on(args) and not (folder / LAST).exists()))
+        model.to(device)
+        step = build_step(args, model)
+        optimizer = build_optimizer(args, model)
+        scheduler = SCHEDULES[args.schedule](optimizer, args.epochs)
+    if distributed.is_main():
+        print(told)
+
+    def skipped():
+        return sorted(set().union(*distributed.gather(train.skipped | test.skipped)))
+
+    def after_epoch(epoch, writer):
+        if args.skip_corrupt:
+            names = skipped()
+            if distributed.is_main():
+                print(f"images skipped so far, as they cannot be read: {len(names)}")
+
+    training.train(
+        args, step, train, test, optimizer, scheduler, precision, run,
+        payload=payload, network=network, data=data.describe(train, test, args.image_size),
+        command=training.command_line("imagenet.train", argv), on_epoch=after_epoch,
+        stage=stage, asked=asked, teacher=teacher, accumulate=args.accumulate,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
