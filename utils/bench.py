@@ -4,6 +4,7 @@ The plain reference is what a straightforward script does: estimators as chains 
 by image in a Python loop, everything eager, and images decoded and augmented one by one with PIL in a DataLoader.
 """
 
+import itertools
 import json
 import statistics
 import time
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cifar import data
-from models import ARCHS, CIFAR, build_model
+from models import ARCHS, CIFAR, IMAGENET, build_model
 from modules.binarize import BiRealSTE, ClipSTE
 from modules.restriction import VARIANTS, IResLoss, PlainLoss
 from utils import engine
@@ -22,6 +23,7 @@ from utils.command import Parser, UsageError, command, fraction, positive_int
 from utils.losses import cross_entropy
 from utils.options import add_network_flags, network_config
 
+IMAGENET_SIZE, IMAGENET_CLASSES = 224, 1000
 LEAST_SECONDS = 3.0  # that a data path is timed in one turn
 
 
@@ -209,19 +211,33 @@ def random_data(count):
     return data.ImageSet(images, torch.randint(0, 10, (count,)), [str(i) for i in range(10)])
 
 
-def bench_train(args):
-    device = engine.choose_device(args.device)
-    precision = engine.choose_precision(args.amp, device)
-    plain = engine.Precision(device, None)
-    compiled, reason = engine.choose_compile(args.compile, device, steps=10**6)
+def training_stream(args, device):
+    """(endless batches, number of classes, image size) of --dataset; of ImageNet one random batch, over and over."""
+    if args.dataset == "imagenet":
+        images = torch.randn(args.batch_size, 3, IMAGENET_SIZE, IMAGENET_SIZE, device=device)
+        batch = images, torch.randint(0, IMAGENET_CLASSES, (args.batch_size,), device=device)
+        return itertools.repeat(batch), IMAGENET_CLASSES, IMAGENET_SIZE
     if args.dataset == "random":
         train_set = random_data(max(5000, 4 * args.batch_size))
     else:
         (train_set,) = data.load(args.dataset, args.data_dir, splits=("train",))
     batches = data.Batches(train_set, args.batch_size, device, train=True)
-    network = network_config(args, num_classes=len(train_set.classes), image_size=batches.size[0])
-    network.pop("dataset")
-    twin = network | {"weight_bits": 32, "activation_bits": 32, "recovery": None, "ratio": None, "groups": None}
+    return endless(batches), len(train_set.classes), batches.size[0]
+
+
+def bench_train(args):
+    device = engine.choose_device(args.device)
+    precision = engine.choose_precision(args.amp, device)
+    plain = engine.Precision(device, None)
+    compiled, reason = engine.choose_compile(args.compile, device, steps=10**6)
+    stream, num_classes, image_size = training_stream(args, device)
+    if args.dataset != "imagenet" and args.recovery is None:
+        args.recovery = "cirec"
+    if args.dataset == "imagenet" and args.recovery is None and args.variant is None:
+        args.variant = "c"
+    network = network_config(args, num_classes=num_classes, image_size=image_size)
+    headless = {"recovery": None, "ratio": None, "groups": None, "variant": None}
+    twin = network | headless | {"weight_bits": 32, "activation_bits": 32}
 
     def build(config):
         torch.manual_seed(0)
@@ -230,7 +246,6 @@ def bench_train(args):
     def restricted(model):
         return IResLoss(model, cross_entropy, args.lam, variant=args.ires_variant)
 
-    stream = endless(batches)
     contenders = {
         "step": Contender(restricted(build(network)), stream, precision, compiled),
         "no_ires": Contender(PlainLoss(build(network), cross_entropy), stream, precision, compiled),
@@ -239,8 +254,7 @@ def bench_train(args):
             ImageLoopIResLoss(use_mask_chains(build(network)), cross_entropy, args.lam), stream, plain
         ),
     }
-    loader = None
-    if args.dataset != "random":
+    if args.dataset not in ("random", "imagenet"):
         loader = pil_loader(args.dataset, args.data_dir, args.batch_size, args.workers)
         contenders["reference_pil"] = Contender(
             ImageLoopIResLoss(use_mask_chains(build(network)), cross_entropy, args.lam),
@@ -282,8 +296,25 @@ def bench_train(args):
     return result
 
 
+def bench_imagenet_data(args):
+    """Images/s of ImageNet's loader alone: decoding and augmenting JPEGs in --workers processes."""
+    from imagenet.batches import Batches, measure_loader
+    from imagenet.data import open_split, train_transform
+
+    folder = open_split(args.data_dir, "train")
+    batches = Batches(
+        folder, train_transform(IMAGENET_SIZE, 0.1, False), args.batch_size, engine.choose_device(args.device),
+        train=True, workers=args.workers,
+    )  # fmt: skip
+    rate = measure_loader(batches, args.steps)
+    print(f"  loader {rate:.0f} images/s with {args.workers} workers, {IMAGENET_SIZE}x{IMAGENET_SIZE}")
+    return {"images_per_s": {"loader": rate}, "workers": args.workers, "batch_size": args.batch_size}
+
+
 def bench_data(args):
     """Images/s of our batches against a DataLoader with PIL transforms, in turn."""
+    if args.dataset == "imagenet":
+        return bench_imagenet_data(args)
     device = engine.choose_device(args.device)
     if args.dataset == "random":
         raise UsageError("bench data needs images to decode: --dataset digits, cifar10 or folder")
@@ -319,10 +350,10 @@ def bench_data(args):
 def build_parser():
     parser = Parser(prog="utils.bench", description=__doc__)
     parser.add_argument("what", choices=("train", "data"), help="the training step, or the data path alone")
-    parser.add_argument("--dataset", choices=("random", *data.DATASETS), default="random")
+    parser.add_argument("--dataset", choices=("random", *data.DATASETS, "imagenet"), default="random")
     parser.add_argument("--data-dir", metavar="DIR")
-    add_network_flags(parser, ARCHS[CIFAR], arch_default="resnet20")
-    parser.set_defaults(recovery="cirec")
+    archs = dict.fromkeys(ARCHS[CIFAR] + ARCHS[IMAGENET])
+    add_network_flags(parser, list(archs), variants=True)
     parser.add_argument("--lam", type=fraction, default=0.15)
     parser.add_argument("--ires-variant", choices=VARIANTS, default="paper")
     parser.add_argument("--batch-size", type=positive_int, default=128)
@@ -340,6 +371,7 @@ def build_parser():
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
+    args.arch = args.arch or ("resnet18" if args.dataset == "imagenet" else "resnet20")
     try:
         result = bench_train(args) if args.what == "train" else bench_data(args)
     except ValueError as error:
