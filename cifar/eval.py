@@ -3,20 +3,18 @@
 import json
 
 from cifar import data
-from utils import complexity, engine
-from utils.checkpoint import add_bits_flags, open_model
-from utils.command import Parser, RunError, UsageError, command, positive_int
+from utils import engine, evaluation
+from utils.command import Parser, RunError, command, positive_int
 from utils.losses import cross_entropy
 
 
 def build_parser():
     parser = Parser(prog="cifar.eval", description=__doc__)
-    parser.add_argument("--checkpoint", metavar="PATH", help="ours, or a released one")
+    evaluation.add_checkpoint_flags(parser)
     parser.add_argument("--dataset", choices=data.DATASETS, default="cifar10")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
     parser.add_argument("--download", action="store_true", help="fetch CIFAR into --data-dir if it is not there")
     parser.add_argument("--image-size", type=positive_int, metavar="N", help="resize a folder's images to NxN")
-    add_bits_flags(parser)
     parser.add_argument("--batch-size", type=positive_int, default=500)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="off", help="mixed precision")
@@ -28,16 +26,11 @@ def build_parser():
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
-    if not args.checkpoint:
-        raise UsageError("--checkpoint PATH is needed")
-    device = engine.choose_device(args.device)
-    model, description = open_model(args.checkpoint, args.weight_bits, args.activation_bits)
+    model, device, description = evaluation.open_checkpoint(args)
     progress = not args.no_progress
     (test,) = data.load(args.dataset, args.data_dir, args.download, args.image_size, progress, splits=("test",))
-    counts, _ = complexity.of_run(model, tuple(test.images.shape[2:]))
-    print(description, counts, sep="\n", flush=True)
-    model.to(device)
-    batches = data.Batches(test, args.batch_size, device, dtype=next(model.parameters()).dtype)
+    dtype = evaluation.tell(description, model, tuple(test.images.shape[2:]))
+    batches = data.Batches(test, args.batch_size, device, dtype=dtype)
     try:
         result = engine.evaluate(
             model, batches, len(test), cross_entropy, engine.choose_precision(args.amp, device), progress=progress

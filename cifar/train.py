@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from cifar import data
 from models import ARCHS, CIFAR, build_model
@@ -104,7 +103,7 @@ def main(argv=None):
 
     step = build_step(args, model)
     optimizer = SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
-    scheduler = CosineAnnealingLR(optimizer, args.epochs)
+    scheduler = training.schedule(optimizer, "cosine", args.epochs * len(train))
 
     def after_epoch(epoch, writer):
         if epoch == 0 and args.ires:

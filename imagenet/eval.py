@@ -5,18 +5,16 @@ import time
 
 from imagenet import data
 from imagenet.batches import Batches
-from utils import checkpoint, distributed, engine
-from utils.command import Parser, RunError, UsageError, command, non_negative_int, positive_int
+from utils import distributed, engine, evaluation
+from utils.command import Parser, RunError, command, non_negative_int, positive_int
 from utils.losses import cross_entropy
 
 
 def build_parser():
     parser = Parser(prog="imagenet.eval", description=__doc__)
-    parser.add_argument("--checkpoint", metavar="PATH", help="ours, or a released one")
+    evaluation.add_checkpoint_flags(parser)
     parser.add_argument("--data-dir", metavar="DIR", help="holds val/<class>/<image> (or ILSVRC2012_img_val/)")
     parser.add_argument("--image-size", type=data.image_size, metavar="N", help="default: the checkpoint's, else 224")
-    parser.add_argument("--weight-bits", type=int, choices=(1, 32), help="for a released file that fits two networks")
-    parser.add_argument("--activation-bits", type=int, choices=(1, 32), help="likewise")
     parser.add_argument("--batch-size", type=positive_int, default=256, help="images at a time, over all ranks")
     parser.add_argument("--workers", type=non_negative_int, metavar="N", help="data processes per rank")
     parser.add_argument("--skip-corrupt", action="store_true", help="go on without images that cannot be read")
@@ -32,11 +30,8 @@ def main(argv=None):
     with distributed.session():
         with distributed.agreed():
             args = build_parser().parse_args(argv)
-            if not args.checkpoint:
-                raise UsageError("--checkpoint PATH is needed")
-            device = engine.choose_device(args.device)
-            precision = engine.choose_precision(args.amp, device)
-            model, batches = load(args, device)
+            model, batches = load(args)
+            precision = engine.choose_precision(args.amp, batches.device)
         result = evaluate(args, model, batches, precision)
         if not distributed.is_main():
             return
@@ -48,18 +43,18 @@ def main(argv=None):
             print(json.dumps(result))
 
 
-def load(args, device):
+def load(args):
     """The network of --checkpoint, and the batches of --data-dir with its labels, at its image size."""
     folder = data.open_split(args.data_dir, "val")
-    payload = checkpoint.read(args.checkpoint)
-    held = payload.get("data", {}) if checkpoint.is_ours(payload) else {}
-    model = checkpoint.load_model(args.checkpoint, args.weight_bits, args.activation_bits).to(device)
+    model, device, description = evaluation.open_checkpoint(args)
+    held = description.data
     data.use_labels_of(folder, held.get("classes"), model.fc.out_features)
-    transform = data.eval_transform(args.image_size or held.get("image_size") or 224)
+    size = args.image_size or held.get("image_size") or 224
+    dtype = evaluation.tell(description, model, size)
     workers = data.default_workers() if args.workers is None else args.workers
     batches = Batches(
-        folder, transform, args.batch_size, device,
-        workers=workers, skip_corrupt=args.skip_corrupt, dtype=next(model.parameters()).dtype,
+        folder, data.eval_transform(size), args.batch_size, device,
+        workers=workers, skip_corrupt=args.skip_corrupt, dtype=dtype,
     )  # fmt: skip
     return model, batches
 

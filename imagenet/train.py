@@ -12,7 +12,6 @@ from pathlib import Path
 
 from torch import nn
 from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
 
 from imagenet import data
 from imagenet.batches import Batches
@@ -88,7 +87,7 @@ def build_parser():
     group.add_argument("--teacher-weights", default=DEFAULT, metavar="PATH", help="default: torchvision downloads them")
     group.add_argument("--label-smoothing", type=fraction, help="of the cross-entropy without a teacher")
     group.add_argument("--optimizer", choices=("adam", "sgd"), help="sgd has Nesterov's momentum")
-    group.add_argument("--schedule", choices=tuple(SCHEDULES), help="of the learning rate, a step per epoch")
+    group.add_argument("--schedule", choices=tuple(training.SCHEDULES), help="of the learning rate")
     group.add_argument("--lighting", type=non_negative_float, help="standard deviation of the PCA colour jitter")
     group.add_argument("--color-jitter", action=BooleanOptionalAction, help="brightness, contrast, saturation, hue")
     group.add_argument("--accumulate", type=positive_int, default=1, metavar="K", help="split a rank's batch into K")
@@ -98,14 +97,6 @@ def build_parser():
         dataset="imagenet", weight_bits=None, activation_bits=None, ires=None, output_dir="runs/imagenet"
     )
     return parser
-
-
-SCHEDULES = {
-    "cosine": lambda optimizer, epochs: CosineAnnealingLR(optimizer, epochs),
-    "linear": lambda optimizer, epochs: LambdaLR(optimizer, lambda epoch: 1 - epoch / epochs),
-    "step": lambda optimizer, epochs: MultiStepLR(optimizer, [round(epochs * x) for x in (0.3, 0.6, 0.9)]),
-}
-"""Name -> function of (optimizer, epochs): to 0 like a cosine, to 0 in a line, a tenth at 30, 60 and 90 %."""
 
 
 def run_folders(stage, output_dir):
@@ -282,7 +273,7 @@ def train_stage(args, stage, folder, sources, teacher, device, payload, argv):
         model.to(device)
         step = build_step(args, model)
         optimizer = build_optimizer(args, model)
-        scheduler = SCHEDULES[args.schedule](optimizer, args.epochs)
+        scheduler = training.schedule(optimizer, args.schedule, args.epochs * len(train))
     if distributed.is_main():
         print(told)
 

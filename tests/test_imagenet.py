@@ -18,6 +18,7 @@ from imagenet import eval as evaluation
 from imagenet.teacher import load_teacher
 from models import build_model
 from utils import checkpoint, distributed, engine
+from utils import training as common
 from utils.command import RunError, UsageError
 from utils.losses import cross_entropy, distillation
 
@@ -259,7 +260,7 @@ def test_recipes(tmp_path, monkeypatch):
 )
 def test_schedules(schedule, rates):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = train.SCHEDULES[schedule](optimizer, 5)
+    scheduler = common.schedule(optimizer, schedule, 5)
     seen = []
     for _ in rates:
         seen.append(scheduler.get_last_lr()[0])

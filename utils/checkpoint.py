@@ -129,7 +129,7 @@ class Description:
 
     release: title of the released network, layout: its name for `utils.released`; None for a checkpoint of ours.
     network: build_model's arguments. tensors: how many of the file's matched; unused: those of them that the released
-    network never runs. parameters: of the network.
+    network never runs. parameters: of the network. data: what a checkpoint of ours keeps of its data; else empty.
     """
 
     path: str
@@ -139,6 +139,7 @@ class Description:
     tensors: int
     unused: tuple
     parameters: int
+    data: dict
 
     def __str__(self):
         what = f"{self.release} (layout {self.layout})" if self.release else "a checkpoint of ours"
@@ -149,17 +150,26 @@ class Description:
         )
 
 
-def open_model(path, weight_bits=None, activation_bits=None):
-    """(network, Description) of a checkpoint of ours or of a release; see `load_model`."""
-    from utils import released  # it needs this module
+def _check_bits(network, weight_bits, activation_bits, path):
+    for name, said in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+        own = network.get(name, 1)
+        if said not in (None, own):
+            raise RunError(f"{path} holds a network of {name} {own}, not {said}")
 
-    payload = read(path)
-    if is_ours(payload):
+
+def open_model(path, weight_bits=None, activation_bits=None):
+    """(network, Description) of a checkpoint of ours, packed or not, or of a release; see `load_model`."""
+    from utils import packed, released  # they need this module
+
+    if packed.is_packed(path):
+        content = packed.read_packed(path)
+        payload = {"network": content.network}
+        model, matched = content.model, {}
+        tensors = len(model.state_dict())
+        _check_bits(content.network, weight_bits, activation_bits, path)
+    elif is_ours(payload := read(path)):
         model = network_of(payload, path)
-        for name, said in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
-            own = payload["network"].get(name, 1)
-            if said not in (None, own):
-                raise RunError(f"{path} holds a network of {name} {own}, not {said}")
+        _check_bits(payload["network"], weight_bits, activation_bits, path)
         tensors, matched = len(payload["model"]), {}
     else:
         state = released.state_of(payload, path)
@@ -168,6 +178,8 @@ def open_model(path, weight_bits=None, activation_bits=None):
         tensors, matched = len(state), payload["released"]
     release = released.RELEASES[matched["name"]].title if matched else None
     parameters = sum(p.numel() for p in model.parameters())
+    if not parameters:  # a packed network holds bits and tables
+        parameters = sum(p.numel() for p in build_model(**payload["network"]).parameters())
     description = Description(
         str(path),
         release,
@@ -176,6 +188,7 @@ def open_model(path, weight_bits=None, activation_bits=None):
         tensors,
         tuple(matched.get("unused", ())),
         parameters,
+        payload.get("data", {}),
     )
     return model, description
 
@@ -183,9 +196,10 @@ def open_model(path, weight_bits=None, activation_bits=None):
 def load_model(path, weight_bits=None, activation_bits=None):
     """The network of a checkpoint, in evaluation mode, on the CPU: model(images (N, 3, H, W)) -> logits (N, classes).
 
-    path: a checkpoint of ours, or of a release that `utils.released` knows. The network takes the dtype of the file's
-    weights. weight_bits, activation_bits: needed only where a released layout fits several networks. Raises RunError
-    in one line for anything that is not, to the last tensor, a known network, and for bits that contradict it.
+    path: a checkpoint of ours, a packed file of `utils.deploy`, or a release that `utils.released` knows. The network
+    takes the dtype of the file's weights. weight_bits, activation_bits: needed only where a released layout fits
+    several networks. Raises RunError in one line for anything that is not, to the last tensor, a known network, and
+    for bits that contradict it.
     """
     return open_model(path, weight_bits, activation_bits)[0]
 

@@ -225,12 +225,13 @@ def evaluate(model, batches, total, criterion, precision, *, on_batch=None, titl
 class Progress:
     """How far a run is: epochs done, best top-1 so far (%), seconds of training and evaluation behind it.
 
-    Within an epoch: optimizer steps done in it, and what its Meters hold, (count, sums).
+    Of the current epoch: the learning rate at its start, optimizer steps done, what its Meters hold, (count, sums).
     """
 
     epoch: int = 0
     best: float = -1.0
     seconds: float = 0.0
+    lr: float = 0.0
     step: int = 0
     meters: tuple = (0, {})
 
@@ -289,8 +290,9 @@ def fit(
 
     train, test: have `images_per_epoch`; train has `epoch(e, start)`, the batches of epoch e from optimizer step
     `start` on, test iterates. describe(): what every checkpoint holds besides state (the network's description and the
-    flags). state: Progress of a resumed run. teacher, accumulate: as in train_one_epoch. checkpoint_minutes: save
-    within an epoch too, that often. writer: SummaryWriter. on_epoch(epoch): called after each, on every rank.
+    flags). scheduler: stepped after every optimizer step. state: Progress of a resumed run. teacher, accumulate: as in
+    train_one_epoch. checkpoint_minutes: save within an epoch too, that often. writer: SummaryWriter.
+    on_epoch(epoch): called after each, on every rank.
 
     Under torchrun all ranks call it alike, and rank 0 alone writes. After a SIGTERM to any rank last.pt is saved at the
     next step, and SystemExit is raised. Returns the Progress; `run.rows` holds the metrics of every epoch.
@@ -304,6 +306,7 @@ def fit(
     )
 
     def after_step(meters):
+        scheduler.step()
         state.step += 1
         stopping, due = distributed.any_rank(stop.received, saver.due())
         if stopping or due:
@@ -322,7 +325,8 @@ def fit(
             start, seen = time.perf_counter(), state.meters[0]
             ede = anneal_estimators(model, epoch, epochs, t_min)
             title = f"epoch {epoch + 1}/{epochs}"
-            rate = scheduler.get_last_lr()[0]
+            if state.step == 0:
+                state.lr = scheduler.get_last_lr()[0]
             # A checkpoint holds the sums of all ranks: one rank takes them up.
             meters = Meters(*state.meters) if distributed.is_main() else Meters()
             meters = train_one_epoch(
@@ -338,12 +342,11 @@ def fit(
                 model, test, test.images_per_epoch, cross_entropy, precision,
                 on_batch=after_test_batch, title=f"{title} test", progress=progress,
             )  # fmt: skip
-            scheduler.step()
             improved = tested["top1"] > state.best
             state.epoch, state.step, state.meters = epoch + 1, 0, (0, {})
             state.best = max(state.best, tested["top1"])
 
-            row = {"epoch": epoch + 1, "lr": rate}
+            row = {"epoch": epoch + 1, "lr": state.lr}
             row |= {f"train_{name}": value for name, value in trained.items()}
             row |= {f"test_{name}": value for name, value in tested.items()}
             if ede:

@@ -1,6 +1,9 @@
 """What cifar.train and imagenet.train do alike: go on with a run, and take a run from its set-up to its summary."""
 
+import math
 import shlex
+
+from torch.optim.lr_scheduler import LambdaLR
 
 from utils import checkpoint, complexity, distributed, engine
 from utils.command import RunError, UsageError
@@ -12,6 +15,23 @@ RUNTIME |= {"workers", "skip_corrupt", "checkpoint_minutes", "auto_resume", "tea
 """Flags that may differ between a run and its resumption: they change how it is computed, not what."""
 REMEMBERED = {"data_dir", "compile", "teacher_weights", "skip_corrupt"}
 """Those of them that a resumed run takes over where they are not given."""
+
+SCHEDULES = {
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "linear": lambda done: 1 - done,
+    "step": lambda done: 0.1 ** sum(done >= at for at in (0.3, 0.6, 0.9)),
+}
+"""Name -> factor of the learning rate where a fraction `done` of the training lies behind."""
+
+
+def schedule(optimizer, name, steps):
+    """Scheduler to be stepped after each of `steps` optimizer steps.
+
+    At the start of every epoch the rate is that of the papers' schedules, which step once an epoch. In between it goes
+    on falling, so that a short training ends at a rate of nearly 0 too: after 500 epochs there is no difference, after
+    2 there is a large one.
+    """
+    return LambdaLR(optimizer, lambda step: SCHEDULES[name](min(step / steps, 1)))
 
 
 def resume_flags(parser, argv, args, path):

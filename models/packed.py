@@ -1,0 +1,198 @@
+"""A trained network turned into one for inference: binary convolutions by XOR and popcount, BatchNorms folded."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.blocks import BasicBlock, BiRealBlock
+from models.resnet import ResNet
+from models.vgg import VGGSmall
+from modules.conv import BinaryConv2d
+from modules.fused import BLOCK, PointwiseConv2d, Stem
+from modules.recovery import CIRec
+from modules.xnor import Finish, XnorConv2d, batch_norm_affine, kernels_alone, pack_signs, thread_count, unpack_signs
+
+
+class UnpackedConv2d(nn.Module):
+    """The inference of a `BinaryConv2d` with 1-bit weights and real activations: bits in the file, floats in memory."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.stride, self.padding, self.in_channels = conv.stride, conv.padding, conv.in_channels
+        self.register_buffer("bits", pack_signs(conv.binary_weight()[0].detach()))
+        self.register_buffer("weight", None, persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, keys: module.prepare())
+        self.prepare()
+
+    def prepare(self):
+        """Derive the weights from the bits."""
+        self.weight = unpack_signs(self.bits, self.in_channels).to(memory_format=torch.channels_last)
+
+    def forward(self, x, finish=None, residual=None):
+        x = F.conv2d(x, self.weight, None, self.stride, self.padding)
+        return x if finish is None else finish(x, residual)
+
+
+class PackedBlock(nn.Module):
+    """activation(norm(conv(x)) + shortcut(x)) in one kernel; shortcut may be None."""
+
+    def __init__(self, conv, finish, shortcut=None):
+        super().__init__()
+        self.conv = conv
+        self.finish = finish
+        self.shortcut = shortcut
+
+    def forward(self, x):
+        return self.conv(x, self.finish, None if self.shortcut is None else self.shortcut(x))
+
+
+class PackedBasicBlock(nn.Module):
+    """Two such convolutions with one shortcut around both."""
+
+    def __init__(self, first, conv, finish, shortcut):
+        super().__init__()
+        self.first = first
+        self.conv = conv
+        self.finish = finish
+        self.shortcut = shortcut
+
+    def forward(self, x):
+        return self.conv(self.first(x), self.finish, self.shortcut(x))
+
+
+class FeatureNorm(nn.Module):
+    """BatchNorm1d folded to x * alpha + beta, for features (N, C)."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.register_buffer("rows", torch.stack(batch_norm_affine(norm)))
+
+    def forward(self, x):
+        return torch.addcmul(self.rows[1], x, self.rows[0])
+
+
+class _Packed:
+    """What packed networks have in common."""
+
+    def parts(self, images):
+        """The batch in parts that pass one after the other."""
+        return (images,)
+
+    def forward(self, images):
+        if torch.compiler.is_compiling():
+            return super().forward(images)
+        with kernels_alone():
+            logits = [super(_Packed, self).forward(part) for part in self.parts(images)]
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
+
+
+class _PackedResNet(_Packed, ResNet):
+    pass
+
+
+class _PackedVGGSmall(_Packed, VGGSmall):
+    pass
+
+
+class _PackedLargeResNet(_Packed, ResNet):
+    """A ResNet for large images, whose stem after the convolution is one module."""
+
+    def parts(self, images):
+        """One image per thread: the maps of so many stay in the caches, those of a batch would not."""
+        return images.split(thread_count())
+
+    def features(self, images):
+        tap, x = self.stem(self.conv1(images))
+        maps = [tap]
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+def _conv(conv):
+    """(packed convolution, its scale or None)."""
+    if conv.weight_bits != 1:
+        raise ValueError("weights of 32 bits cannot be packed: the network needs 1-bit weights")
+    packed = XnorConv2d(conv) if conv.activation_bits == 1 else UnpackedConv2d(conv)
+    scale = conv.binary_weight()[1]
+    return packed, None if scale is None else scale.detach()
+
+
+def _block(conv, norm, act, shortcut=None):
+    conv, scale = _conv(conv)
+    shortcut_norm = None
+    if isinstance(shortcut, nn.Sequential):
+        *shortcut, shortcut_norm = shortcut
+        shortcut = nn.Sequential(*shortcut)
+    return PackedBlock(conv, Finish.after(norm, act, shortcut_norm, scale), shortcut)
+
+
+def _residual(block):
+    if isinstance(block, BiRealBlock):
+        return _block(block.conv, block.bn, block.act, block.shortcut)
+    if isinstance(block, BasicBlock):
+        last = _block(block.conv2, block.bn2, block.act2, block.shortcut)
+        return PackedBasicBlock(_block(block.conv1, block.bn1, block.act1), last.conv, last.finish, last.shortcut)
+    raise ValueError(f"no packed form of {type(block).__name__}")
+
+
+def _plain(layer):
+    """A layer of VGG-Small: convolution, max-pooling or not, BatchNorm, activation."""
+    if len(layer) == 3:
+        return _block(*layer)
+    conv, pool, norm, act = layer
+    conv, scale = _conv(conv)  # the scale is not negative: it may as well follow the pooling
+    return nn.Sequential(conv, pool, Finish.after(norm, act, scale=scale))
+
+
+def _fold_head(head):
+    conv, norm, act = head.channel
+    if conv.out_channels % BLOCK == 0:
+        conv = PointwiseConv2d(conv)
+    head.channel = nn.Sequential(conv, Finish.after(norm, act))
+    if head.spatial is not None:
+        conv, norm, act = head.spatial
+        head.spatial = nn.Sequential(conv, Finish.after(norm, act))
+
+
+@torch.no_grad()
+def pack_network(model):
+    """The inference network of `model`, a network of `models.build_model` in evaluation mode; `model` is left alone.
+
+    It gives the same logits, has `features` (whose first map may come pooled, see `Stem`) and `classify`, runs on the
+    CPU in float32, and cannot be trained. With 1-bit weights and activations its binary convolutions are `XnorConv2d`;
+    with 32-bit activations they run in floating point. Raises ValueError for 32-bit weights.
+    """
+    model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    if isinstance(model, ResNet):
+        finish = Finish.after(model.bn1, model.act1)
+        if isinstance(model.pool, nn.MaxPool2d):
+            del model.bn1, model.act1, model.pool
+            model.stem = Stem(finish, halvings=len(model.stages) - 1)
+            model.__class__ = _PackedLargeResNet
+        else:
+            model.bn1, model.act1 = finish, nn.Identity()
+            model.__class__ = _PackedResNet
+        for i, stage in enumerate(model.stages):
+            model.stages[i] = nn.Sequential(*map(_residual, stage))
+        if isinstance(model.feature_norm, nn.BatchNorm1d):
+            model.feature_norm = FeatureNorm(model.feature_norm)
+    else:
+        model.bn0, model.act0 = Finish.after(model.bn0, model.act0), nn.Identity()
+        model.layers = nn.Sequential(*map(_plain, model.layers))
+        model.__class__ = _PackedVGGSmall
+    if isinstance(model.recovery, CIRec):
+        _fold_head(model.recovery)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+    return model
+
+
+def binary_convs(model):
+    """[(name, convolution)] of the binary convolutions of a network or of its packed form, in the same order."""
+    kinds = (BinaryConv2d, XnorConv2d, UnpackedConv2d)
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]

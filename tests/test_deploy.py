@@ -1,0 +1,231 @@
+"""Packed networks and packed files: the training graph's numbers, small, and damaged files refused."""
+
+import json
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from models import build_model
+from models.packed import binary_convs, pack_network
+from utils import checkpoint, deploy
+from utils.command import RunError
+from utils.deploy import random_images, random_network, wrong_sums
+from utils.packed import is_packed, load_packed, packed_content, preprocessing_of, read_packed, write_packed
+
+IMAGENET = {"arch": "resnet18", "dataset": "imagenet"}
+RESNET20 = {"arch": "resnet20", "method": "bireal", "recovery": "cirec"}
+NETWORKS = [
+    *({**IMAGENET, "variant": variant} for variant in "abcd"),
+    *({"arch": arch, "recovery": "cirec"} for arch in ("resnet20", "resnet18", "vgg_small")),
+    {"arch": "resnet20", "structure": "normal"},
+    {"arch": "resnet20", "activation": "relu"},
+    *({"arch": "resnet20", "method": method} for method in ("bnn", "xnor", "irnet", "sdbnn", "reactnet")),
+    *({"arch": "vgg_small", "method": method} for method in ("xnor", "reactnet")),
+    {**IMAGENET, "method": "irnet"},
+    *({"arch": arch, "method": "irnet", "activation_bits": 32} for arch in ("resnet20", "vgg_small")),
+]
+
+
+def name_of(network):
+    return "-".join(str(value) for value in network.values())
+
+
+def relative_error(expected, logits):
+    return ((expected - logits).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=name_of)
+@torch.no_grad()
+def test_packed_network_is_the_training_graph(network):
+    model = random_network(network)
+    packed = pack_network(model)
+    images = random_images(network, 2 if network.get("dataset") else 3, seed=1)
+    assert wrong_sums(model, packed, images) == []
+    expected, logits = model(images), packed(images)
+    assert relative_error(expected, logits) < 1e-4
+    assert torch.equal(expected.argmax(1), logits.argmax(1))
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "resnet18"])
+@torch.no_grad()
+def test_odd_image_sizes(arch):
+    network = {"arch": arch, "recovery": "cirec"}
+    model = random_network(network)
+    images = torch.randn(3, 3, 27, 35)
+    packed = pack_network(model)
+    assert wrong_sums(model, packed, images) == []
+    assert relative_error(model(images), packed(images)) < 1e-4
+
+
+def test_a_wrong_bit_is_found():
+    model = random_network(RESNET20)
+    packed = pack_network(model)
+    _, conv = binary_convs(packed)[4]
+    conv.bits.view(torch.int64)[0, 0, 0, 0] ^= 1
+    conv.prepare()
+    assert wrong_sums(model, packed, random_images(RESNET20, 1)) == [binary_convs(model)[4][0]]
+
+
+def test_packing_leaves_the_model_alone():
+    model = random_network(RESNET20)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    pack_network(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("bits", [(32, 1), (32, 32)])
+def test_real_weights_are_refused(bits):
+    model = build_model("resnet20", weight_bits=bits[0], activation_bits=bits[1])
+    with pytest.raises(ValueError, match="1-bit weights"):
+        pack_network(model)
+
+
+@torch.no_grad()
+def test_compiled_whole():
+    packed = pack_network(random_network(RESNET20))
+    images = random_images(RESNET20, 2)
+    compiled = torch.compile(packed, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(images), packed(images))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("network", [RESNET20, {"arch": "resnet20", "method": "reactnet"}], ids=name_of)
+@torch.no_grad()
+def test_files_round_trip(network, half, tmp_path):
+    model = random_network(network)
+    path = tmp_path / "packed.safetensors"
+    write_packed(path, model, network, half)
+    found = read_packed(path)
+    assert is_packed(path)
+    assert found.network == network
+    assert found.preprocessing == json.loads(json.dumps(preprocessing_of(network)))
+    assert not found.model.training
+    reference = pack_network(deploy.round_to_half(model) if half else model)
+    images = random_images(network, 2)
+    assert torch.equal(found.model(images), reference(images))
+    assert torch.equal(load_packed(path)(images), reference(images))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_sizes():
+    resnet20 = build_model(**RESNET20)
+    assert len(packed_content(resnet20, RESNET20)) <= 80e3
+    network = {**IMAGENET, "variant": "c"}
+    model = build_model(**network)
+    assert len(packed_content(model, network)) <= 5.1e6
+    assert len(packed_content(model, network, half=True)) <= 3.3e6
+
+
+@pytest.fixture(scope="module")
+def packed_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("packed") / "packed.safetensors"
+    write_packed(path, build_model("resnet20"), {"arch": "resnet20"})
+    return path
+
+
+def test_every_corruption_is_refused(packed_file, tmp_path):
+    content, rng = packed_file.read_bytes(), random.Random(0)
+    header = 8 + int.from_bytes(content[:8], "little")
+    path = tmp_path / "damaged.safetensors"
+    for i in range(300):
+        damaged = bytearray(content)
+        kind = rng.choice(["flip", "flip", "header", "truncate", "append", "zero", "swap"])
+        place = rng.randrange(header if kind == "header" else len(content))
+        if kind in ("flip", "header"):
+            damaged[place] ^= 1 << rng.randrange(8)
+        elif kind == "truncate":
+            del damaged[place:]
+        elif kind == "append":
+            damaged += rng.randbytes(rng.randint(1, 100))
+        elif kind == "zero":
+            damaged[place : place + 50] = bytes(len(damaged[place : place + 50]))
+        else:
+            other = rng.randrange(len(content))
+            damaged[place], damaged[other] = damaged[other], damaged[place]
+        if damaged == content:
+            continue
+        path.write_bytes(damaged)
+        with pytest.raises(RunError) as refusal:
+            read_packed(path)
+        assert str(refusal.value).startswith(str(path)), (i, kind)
+        assert "\n" not in str(refusal.value)
+
+
+def test_other_files_are_refused(packed_file, tmp_path):
+    content = packed_file.read_bytes()
+    newer = tmp_path / "newer.safetensors"
+    newer.write_bytes(content.replace(b'"version":"1"', b'"version":"2"'))
+    with pytest.raises(RunError, match="has version 2; this code reads version 1"):
+        read_packed(newer)
+    empty = tmp_path / "empty.safetensors"
+    empty.touch()
+    with pytest.raises(RunError, match="no packed network"):
+        read_packed(empty)
+    with pytest.raises(RunError, match="cannot read"):
+        read_packed(tmp_path / "missing.safetensors")
+    pickled = tmp_path / "pickled.pt"
+    torch.save({"a": torch.zeros(1)}, pickled)
+    assert not is_packed(pickled)
+    assert not is_packed(tmp_path / "missing.safetensors")
+    with pytest.raises(RunError, match="no packed network"):
+        read_packed(pickled)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Path of a checkpoint with random weights."""
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"network": RESNET20, "model": random_network(RESNET20).state_dict()})
+    return path
+
+
+def run(capsys, *argv):
+    deploy.main([str(a) for a in argv] + ["--json"])
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_pack_and_verify(saved, tmp_path, capsys, fails):
+    output = tmp_path / "packed.safetensors"
+    assert run(capsys, "pack", "--checkpoint", saved, "--output", output)["bytes"] == output.stat().st_size
+    found = run(capsys, "verify", "--checkpoint", saved, "--packed", output, "--dataset", "digits")
+    assert found["passed"]
+    assert found["images"] == found["labelled"] == found["same_top1"] == 360
+    assert found["top1_float"] == found["top1_packed"]
+    assert found["convs"] == 18
+    assert run(capsys, "verify", "--checkpoint", saved, "--half", "--images", "4")["passed"]
+    assert fails(deploy.main, "pack", "--checkpoint", saved, "--output", output)[0] == 2
+    assert "packed already" in fails(deploy.main, "verify", "--checkpoint", output)[1]
+    assert "--checkpoint" in fails(deploy.main, "verify")[1]
+
+
+def test_verify_refuses_another_network(saved, tmp_path, capsys, fails):
+    other = tmp_path / "other.safetensors"
+    write_packed(other, random_network(RESNET20, seed=5), RESNET20)
+    status, line = fails(deploy.main, "verify", "--checkpoint", saved, "--packed", other, "--images", "2")
+    assert status == 1
+    assert "not the same" in line
+
+
+def test_bench(saved, capsys):
+    found = run(capsys, "bench", "--checkpoint", saved, "--threads", "1", "--batch-size", "2", "--repeats", "1")
+    assert found["threads"] == 1
+    assert found["batch"] == 2
+    assert set(found["end_to_end"]) == {"packed_ms", "float_ms", "torchvision_ms"}
+    assert [row["name"] for row in found["layers"]] == [name for name, _ in binary_convs(build_model(**RESNET20))]
+    assert all(row["packed_ms"] > 0 and row["float_ms"] > 0 for row in found["layers"])
+    assert found["bytes"]["packed_half"] < found["bytes"]["packed"] < found["bytes"]["float32"]
+
+
+def test_onnx(saved, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    found = run(capsys, "onnx", "--checkpoint", saved, "--output", tmp_path / "net.onnx")
+    assert found["checked"]
+    assert found["relative_error"] < 1e-4
+
+
+def test_random_networks_have_lively_batch_norms():
+    norms = [m for m in random_network(RESNET20).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(norm.bias.std() > 0.1 and norm.running_var.max() != 1 for norm in norms)

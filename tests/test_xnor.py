@@ -1,0 +1,206 @@
+"""Binary convolution by XOR and popcount: the integers of the floating-point convolution, exactly."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from models.methods import METHODS
+from modules import fused, xnor
+from modules.activations import ACTIVATIONS, LearnedShift
+from modules.binarize import binary_sign
+from modules.fused import PointwiseConv2d, Stem
+from modules.xnor import Finish, XnorConv2d, batch_norm_affine, pack_signs, unpack_signs
+
+CASES = [
+    # images, C_in, C_out, height, width, kernel, stride, padding
+    (1, 64, 64, 14, 14, 3, 1, 1),
+    (3, 33, 17, 9, 11, 3, 2, 1),
+    (3, 70, 40, 7, 5, 1, 2, 0),
+    (2, 128, 96, 13, 13, 3, 2, 1),
+    (2, 1, 1, 1, 1, 3, 1, 1),
+    (1, 65, 16, 8, 20, 3, 1, 0),
+    (1, 16, 33, 2, 3, 3, 2, 2),
+]
+
+
+def make_conv(channels, out_channels, kernel, stride, padding, method="bireal", family="imagenet"):
+    return METHODS[method].conv_factory(family, 1, 1)(channels, out_channels, kernel, stride=stride, padding=padding)
+
+
+def expected_sums(conv, x):
+    return F.conv2d(conv.quantized_input(x), conv.binary_weight()[0], None, conv.stride, conv.padding)
+
+
+@pytest.fixture(params=["numba", "torch"])
+def either_path(request, monkeypatch):
+    """The compiled kernel, and what stands in for it where numba is missing."""
+    if request.param == "torch":
+        for module in (xnor, fused):
+            monkeypatch.setattr(module, "kernels", lambda: None)
+
+
+@pytest.fixture(params=[1, 2])
+def thread_count(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 63, 64, 65, 130])
+def test_signs_survive_packing(channels):
+    x = torch.randn(2, channels, 3, 4)
+    bits = pack_signs(x)
+    assert bits.dtype == torch.uint64
+    assert bits.shape == (2, 3, 4, -(-channels // 64))
+    assert torch.equal(unpack_signs(bits, channels), binary_sign(x))
+
+
+def test_bits_lie_along_the_channels_and_zero_is_positive():
+    x = -torch.ones(1, 70, 1, 1)
+    x[0, [0, 5, 69], 0, 0] = torch.tensor([1.0, 0.0, -0.0])
+    assert pack_signs(x).flatten().tolist() == [1 + 2**5, 2**5]
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_sums_are_those_of_the_float_convolution(case, either_path, thread_count):
+    images, channels, out_channels, height, width, *shape = case
+    conv = make_conv(channels, out_channels, *shape)
+    x = torch.randn(images, channels, height, width)
+    x[x.abs() < 0.1] = 0
+    sums = XnorConv2d(conv)(x)
+    assert sums.dtype == torch.float32
+    assert torch.equal(sums, expected_sums(conv, x))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+@torch.no_grad()
+def test_any_shape(data):
+    kernel = data.draw(st.sampled_from([1, 3]))
+    padding = data.draw(st.integers(0, 2))
+    smallest = max(1, kernel - 2 * padding)
+    height, width = (data.draw(st.integers(smallest, smallest + 17)) for _ in range(2))
+    images, channels, out_channels = (data.draw(st.integers(1, n)) for n in (3, 140, 50))
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))
+    conv = make_conv(channels, out_channels, kernel, data.draw(st.integers(1, 3)), padding)
+    x = torch.randn(images, channels, height, width)
+    if data.draw(st.booleans()):
+        x = x.to(memory_format=torch.channels_last)
+    assert torch.equal(XnorConv2d(conv)(x), expected_sums(conv, x))
+
+
+@pytest.mark.parametrize("method", ["bnn", "xnor", "irnet", "reactnet", "sdbnn"])
+@torch.no_grad()
+def test_methods_shift_and_scale(method, either_path):
+    conv = make_conv(48, 24, 3, 1, 1, method)
+    if isinstance(conv.input_transform, LearnedShift):
+        nn.init.normal_(conv.input_transform.bias)
+    x = torch.randn(3, 48, 6, 6) - 0.4
+    packed, (_, scale) = XnorConv2d(conv), conv.binary_weight()
+    assert torch.equal(packed(x), expected_sums(conv, x))
+    out = packed(x, Finish.after(scale=scale) if scale is not None else None)
+    torch.testing.assert_close(out, conv(x), rtol=1e-5, atol=1e-5)
+
+
+def make_norm(channels):
+    norm = nn.BatchNorm2d(channels).eval()
+    for value in (norm.weight, norm.bias, norm.running_mean):
+        nn.init.normal_(value)
+    nn.init.uniform_(norm.running_var, 0.1, 4)
+    return norm
+
+
+@torch.no_grad()
+def test_batch_norm_folds_to_the_bit():
+    norm, x = make_norm(40), 50 * torch.randn(4, 40, 7, 7)
+    alpha, beta = (row.double().view(1, -1, 1, 1) for row in batch_norm_affine(norm))
+    assert torch.equal(Finish.after(norm)(x), norm(x))
+    torch.testing.assert_close((x * alpha + beta).float(), norm(x))
+
+
+@pytest.mark.parametrize("act", [*ACTIVATIONS, "none"])
+@pytest.mark.parametrize("shortcut", ["none", "plain", "norm"])
+@torch.no_grad()
+def test_what_follows_the_convolution(act, shortcut, either_path):
+    channels = 24
+    conv, norm = make_conv(40, channels, 3, 1, 1), make_norm(channels)
+    shortcut_norm = make_norm(channels) if shortcut == "norm" else None
+    activation = ACTIVATIONS[act](channels) if act != "none" else nn.Identity()
+    for parameter in activation.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 40, 5, 9)
+    residual = None if shortcut == "none" else torch.randn(2, channels, 5, 9)
+    expected = norm(conv(x))
+    if residual is not None:
+        expected += residual if shortcut_norm is None else shortcut_norm(residual)
+    expected = activation(expected)
+    finish = Finish.after(norm, activation, shortcut_norm)
+    packed = XnorConv2d(conv)
+    assert torch.equal(packed(x, finish, residual), expected)
+    assert torch.equal(finish(packed(x), residual), expected)
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(ValueError, match="no kernel for Tanh"):
+        Finish.after(act=nn.Tanh())
+
+
+@pytest.mark.parametrize("size", [(112, 112), (32, 64), (30, 30), (33, 32)])
+@torch.no_grad()
+def test_stem(size, either_path, thread_count):
+    norm, act, x = make_norm(40), nn.PReLU(40), torch.randn(2, 40, *size)
+    tap, pooled = Stem(Finish.after(norm, act), halvings=2)(x)
+    expected = act(norm(x))
+    assert torch.equal(pooled, F.max_pool2d(expected, 3, 2, 1))
+    torch.testing.assert_close(F.adaptive_avg_pool2d(tap, 2), F.adaptive_avg_pool2d(expected, 2))
+
+
+@pytest.mark.parametrize("pixels", [(1, 1), (7, 7), (5, 6)])
+@torch.no_grad()
+def test_pointwise_convolution(pixels, either_path, thread_count):
+    conv, x = nn.Conv2d(50, 64, 1, bias=False), torch.randn(3, 50, *pixels)
+    torch.testing.assert_close(PointwiseConv2d(conv)(x), conv(x))
+
+
+@torch.no_grad()
+def test_wrong_maps_are_refused():
+    conv = XnorConv2d(make_conv(20, 24, 3, 1, 1))
+    with pytest.raises(ValueError, match="takes 20 channels, not 21"):
+        conv(torch.randn(1, 21, 4, 4))
+    with pytest.raises(ValueError, match="does not fit"):
+        conv(torch.randn(1, 20, 4, 4), residual=torch.randn(1, 24, 4, 3))
+    with pytest.raises(ValueError, match="float32"):
+        conv(torch.randn(1, 20, 4, 4, dtype=torch.float64))
+
+
+@torch.no_grad()
+def test_operators_have_fake_kernels_and_are_exported():
+    torch.manual_seed(0)
+    network = nn.Sequential(XnorConv2d(make_conv(20, 24, 3, 2, 1)), Finish.after(make_norm(24), nn.PReLU(24)))
+    x = torch.randn(2, 20, 8, 8)
+    conv, finish = network
+    arguments = (x, conv.blocks, conv.tap_counts, conv.no_shift, 2, 1, conv.no_finish, None, "none")
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(xnor.binary_conv2d, arguments, test_utils=tests)
+    torch.library.opcheck(xnor.finish_maps, (network[0](x), finish.table, None, "prelu"), test_utils=tests)
+    exported = torch.export.export(network, (x,))
+    assert "ir2net.binary_conv2d" in str(exported.graph)
+    assert torch.equal(exported.module()(x), network(x))
+
+
+def test_without_numba_one_warning_says_so(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "modules.kernels", None)
+    monkeypatch.delattr("modules.kernels", raising=False)
+    xnor.kernels.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="numba"):
+            assert xnor.kernels() is None
+    finally:
+        xnor.kernels.cache_clear()

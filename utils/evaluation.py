@@ -1,0 +1,45 @@
+"""What cifar.eval and imagenet.eval do alike: open a checkpoint, and say what it is."""
+
+from models import build_model
+from models.packed import pack_network
+from utils import complexity, distributed, engine
+from utils.checkpoint import add_bits_flags, dtype_of, open_model
+from utils.command import RunError, UsageError
+from utils.packed import is_packed
+
+
+def add_checkpoint_flags(parser):
+    parser.add_argument("--checkpoint", metavar="PATH", help="ours, packed or not, or a released one")
+    parser.add_argument("--packed", action="store_true", help="evaluate its 1-bit form, by XOR and popcount on the CPU")
+    add_bits_flags(parser)
+
+
+def open_checkpoint(args):
+    """(network on its device, device, Description) of the flags --checkpoint, --packed, --device and the bits.
+
+    Raises UsageError without a checkpoint, or for a packed network on a GPU; RunError for what is none, or cannot be
+    packed.
+    """
+    if not args.checkpoint:
+        raise UsageError("--checkpoint PATH is needed")
+    packed = is_packed(args.checkpoint)
+    if packed or args.packed:
+        if args.device not in ("auto", "cpu"):
+            raise UsageError(f"a packed network runs on the CPU, not on --device {args.device}")
+        args.device = "cpu"
+    device = engine.choose_device(args.device)
+    model, description = open_model(args.checkpoint, args.weight_bits, args.activation_bits)
+    if args.packed and not packed:
+        try:
+            model = pack_network(model)
+        except ValueError as error:
+            raise RunError(f"{args.checkpoint} cannot be packed: {error}") from None
+    return model.to(device), device, description
+
+
+def tell(description, model, size):
+    """Print what the checkpoint is and what it costs on images of `size`; returns the dtype that it computes in."""
+    if distributed.is_main():
+        counts, _ = complexity.of_run(build_model(**description.network), size)
+        print(description, counts, sep="\n", flush=True)
+    return dtype_of(model.state_dict())
