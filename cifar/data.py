@@ -6,7 +6,6 @@ No worker processes: a whole data set of 32x32 images fits on any device, and a 
 import hashlib
 import os
 import warnings
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +48,8 @@ def load(dataset, data_dir=None, download=False, image_size=None, progress=True,
     dataset: one of DATASETS; data_dir: where it lies (not for digits); image_size: resize a folder's images to
     image_size x image_size. Raises UsageError for missing data, RunError for images that cannot be used.
     """
+    if image_size and dataset != "folder":
+        raise UsageError("--image-size goes with --dataset folder")
     if dataset == "digits":
         return _load_digits(splits)
     if data_dir is None:
@@ -141,8 +142,8 @@ def _cached_images(folder, files, image_size, progress):
             with np.load(cache, allow_pickle=False) as stored:
                 if str(stored["key"]) == key:
                     return torch.from_numpy(stored["images"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            continue  # none, of other files, or damaged: decode again
+        except Exception:  # there is none, or it is damaged, in any of the ways a zip file can be
+            continue
     images = _decode_all(files, image_size, f"decoding {folder.name}", progress)
     for cache in (beside, users):
         temporary = cache.with_name(f"{cache.stem}.{os.getpid()}.tmp.npz")
@@ -162,8 +163,10 @@ def _decode_all(files, image_size, title, progress):
     def decode(file):
         try:
             with Image.open(file) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise RunError(f"{file} has more than 8 bits per channel: convert it to 8")
                 image = ImageOps.exif_transpose(image).convert("RGB")
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
             raise RunError(f"{file} is not an image that can be read ({type(error).__name__})") from None
         if image_size and image.size != (image_size, image_size):
             image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)

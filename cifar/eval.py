@@ -3,6 +3,7 @@
 import json
 
 from cifar import data
+from models import CIFAR
 from utils import engine, evaluation
 from utils.command import Parser, RunError, command, positive_int
 from utils.losses import cross_entropy
@@ -27,8 +28,12 @@ def build_parser():
 def main(argv=None):
     args = build_parser().parse_args(argv)
     model, device, description = evaluation.open_checkpoint(args)
+    evaluation.check_family(description, CIFAR)
     progress = not args.no_progress
-    (test,) = data.load(args.dataset, args.data_dir, args.download, args.image_size, progress, splits=("test",))
+    held = description.data.get("image_size", [None])[0] if args.dataset == "folder" else None
+    size = args.image_size or held
+    (test,) = data.load(args.dataset, args.data_dir, args.download, size, progress, splits=("test",))
+    evaluation.check_classes(description, test.classes)
     dtype = evaluation.tell(description, model, tuple(test.images.shape[2:]))
     batches = data.Batches(test, args.batch_size, device, dtype=dtype)
     try:

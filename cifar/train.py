@@ -30,9 +30,13 @@ RECIPES = {
 }
 
 
-def recipe(arch, method):
+IRNET_1W32A = {"resnet20": {"t_min": 1e-1}}
+
+
+def recipe(arch, method, activation_bits=1):
     """Hyper-parameters of `method` on `arch`: {flag: value}."""
-    return {**COMMON, **IR2NET[arch], **RECIPES.get((method, arch), {})}
+    real = IRNET_1W32A.get(arch, {}) if method == "irnet" and activation_bits == 32 else {}
+    return {**COMMON, **IR2NET[arch], **RECIPES.get((method, arch), {}), **real}
 
 
 def build_parser():
@@ -58,7 +62,8 @@ def resolve(argv):
     if args.resume is not None:
         path = Path(args.resume or Path(args.output_dir) / LAST)
         payload = training.resume_flags(parser, argv, args, path)
-    for name, value in recipe(args.arch, args.method).items():
+        training.go_on_in(path.parent, parser, argv, args)
+    for name, value in recipe(args.arch, args.method, args.activation_bits).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args, payload
@@ -91,6 +96,8 @@ def main(argv=None):
 
     train_set, test_set = data.load(args.dataset, args.data_dir, args.download, args.image_size, progress)
     size = tuple(train_set.images.shape[2:])
+    if args.arch == "vgg_small" and size[0] != size[1]:
+        raise UsageError(f"vgg_small needs square images, not {size[0]}x{size[1]}: --image-size N makes them so")
     network = network_config(args, num_classes=len(train_set.classes), image_size=size[0])
     try:
         model = build_model(**network)
@@ -99,6 +106,10 @@ def main(argv=None):
     run = Run(args.output_dir, resume=payload is not None)
     model.to(device)
     train = data.Batches(train_set, args.batch_size, device, train=True, seed=args.seed)
+    if train.batch_size == 1:
+        raise UsageError("BatchNorm needs batches of 2 images or more: give a larger --batch-size, or more images")
+    if train.batch_size < args.batch_size:
+        print(f"batches of {train.batch_size}: there are no more training images")
     test = data.Batches(test_set, max(args.batch_size, 500), device)
 
     step = build_step(args, model)

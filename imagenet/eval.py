@@ -5,6 +5,7 @@ import time
 
 from imagenet import data
 from imagenet.batches import Batches
+from models import IMAGENET
 from utils import distributed, engine, evaluation
 from utils.command import Parser, RunError, command, non_negative_int, positive_int
 from utils.losses import cross_entropy
@@ -47,6 +48,7 @@ def load(args):
     """The network of --checkpoint, and the batches of --data-dir with its labels, at its image size."""
     folder = data.open_split(args.data_dir, "val")
     model, device, description = evaluation.open_checkpoint(args)
+    evaluation.check_family(description, IMAGENET)
     held = description.data
     data.use_labels_of(folder, held.get("classes"), model.fc.out_features)
     size = args.image_size or held.get("image_size") or 224

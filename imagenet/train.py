@@ -129,6 +129,9 @@ def resolve(argv):
         payload = training.resume_flags(parser, argv, args, found)
         if payload.get("stage") not in run_folders(args.stage, args.output_dir):
             raise UsageError(f"{found} is not a checkpoint of imagenet.train")
+        if args.resume:
+            folder = found.parent if payload["stage"] == "single" else found.parent.parent
+            training.go_on_in(folder, parser, argv, args)
     for name, value in recipe(args.method).items():
         if getattr(args, name) is None:
             setattr(args, name, value)

@@ -1,5 +1,5 @@
 # What the table scripts share: source it after setup.sh. `cell NAME FLAGS` trains one cell of a table with every seed.
-#   RUNS=dir      where the runs go (default: runs/<script's name>)
+#   RUNS=dir      where the runs go (default: runs/<script's name>-<DATASET>, with -<EPOCHS> if given)
 #   DATASET=, DATA_DIR=   cifar10 in data/ by default; folder, cifar100 or digits
 #   EPOCHS=n      another number of epochs than the recipe's
 #   SEEDS="0 1"   (default: 0)
@@ -7,7 +7,7 @@
 # A finished cell is skipped, an interrupted one goes on where it was; a failing one does not stop the others, and
 # `finish` says so with the script's exit status. The script's own arguments go to every cell.
 DATASET=${DATASET:-cifar10}
-RUNS=${RUNS:-runs/$(basename "$0" .sh)}
+RUNS=${RUNS:-runs/$(basename "$0" .sh)-$DATASET${EPOCHS:+-$EPOCHS}}
 SEEDS=${SEEDS:-0}
 JOBS=${JOBS:-1}
 if [ "$JOBS" -gt 1 ]; then # processes that each use every core wait for each other most of the time
@@ -20,6 +20,7 @@ extra+=("$@")
 mkdir -p "$RUNS"
 failures=$(mktemp)
 trap 'rm -f "$failures"' EXIT
+trap 'trap - TERM; kill 0' TERM # the trainings end with the script
 
 train_one() {
     local out=$1

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_images
 
 from cifar import eval as cifar_eval
 from cifar import train
+from utils import checkpoint
 from utils.checkpoint import load_model
 
 ROOT = Path(__file__).parent.parent
@@ -144,6 +146,36 @@ def test_a_contradicting_flag_on_resume_is_refused(finished, fails):
     assert contents(finished) == before
 
 
+def test_a_run_goes_on_in_its_own_folder_alone(finished, tmp_path, tiny_folder, fails):
+    run("--dataset", "folder", "--data-dir", tiny_folder, "--epochs", 1, "--output-dir", tmp_path / "other", *QUICK)
+    before = contents(tmp_path / "other")
+    status, line = fails(train.main, "--resume", finished / "last.pt", "--output-dir", tmp_path / "other")
+    assert status == 2
+    assert "own folder" in line
+    assert contents(tmp_path / "other") == before
+    run("--resume", finished / "last.pt")  # without --output-dir it is that of the checkpoint
+    assert not (ROOT / "runs" / "latest" / "last.pt").exists()
+
+
+def test_a_run_goes_on_with_its_own_images_alone(tiny_folder, tmp_path, fails):
+    out = tmp_path / "run"
+    run("--dataset", "folder", "--data-dir", tiny_folder, "--epochs", 1, "--output-dir", out, *QUICK)
+    before = contents(out)
+    write_images(tmp_path / "images" / "train", 24, seed=7)
+    write_images(tmp_path / "images" / "test", 5, seed=8)
+    status, line = fails(train.main, "--resume", "--output-dir", out, "--data-dir", tmp_path / "images")
+    assert status == 2
+    assert "images" in line
+    assert contents(out) == before
+
+
+def test_a_foreign_checkpoint_is_no_run(tmp_path, fails):
+    checkpoint.save(tmp_path / "last.pt", {"network": {"arch": "resnet20"}, "model": {}, "optimizer": {}})
+    status, line = fails(train.main, "--resume", tmp_path / "last.pt")
+    assert status == 1
+    assert "go on" in line
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
@@ -164,6 +196,11 @@ def test_a_contradicting_flag_on_resume_is_refused(finished, fails):
         (["--dataset", "digits", "--device", "toaster"], 2, "toaster"),
         (["--dataset", "digits", "--device", "cpu", "--amp", "fp16"], 2, "fp16"),
         (["--resume"], 1, "no checkpoint"),
+        (["--dataset", "digits", "--batch-size", 1], 2, "BatchNorm"),
+        (["--dataset", "digits", "--image-size", 64], 2, "folder"),
+        (["--dataset", "digits", "--device", "meta"], 2, "meta"),
+        (["--dataset", "digits", "--seed", 10**30], 2, "--seed"),
+        (["--dataset", "digits", "--t-min", 50], 2, "--t-min"),
     ],
 )
 def test_mistakes_get_one_line(tmp_path, fails, flags, status, message):
@@ -200,6 +237,17 @@ class Payload:
         return Path.touch, (self.path,)
 
 
+def test_a_loss_that_is_not_finite_in_the_last_step(tmp_path, tiny_folder, fails):
+    out = tmp_path / "run"
+    status, line = fails(train.main, "--dataset", "folder", "--data-dir", tiny_folder, "--weight-bits", 32,
+                         "--activation-bits", 32, "--activation", "relu", "--lr", 1e30, "--epochs", 1, "--output-dir",
+                         out, "--no-progress", "--batch-size", 48)  # fmt: skip
+    assert status == 1
+    assert "--lr" in line
+    assert not (out / "summary.json").exists()
+    assert all(v.isfinite().all() for v in torch.load(out / "last.pt", weights_only=True)["model"].values())
+
+
 def damaged(kind, folder, good):
     path = folder / "file.pt"
     if kind == "truncated":
@@ -232,5 +280,5 @@ def test_a_checkpoint_that_is_none(kind, tmp_path, finished, fails):
 
 def test_a_checkpoint_of_other_classes(finished, fails):
     status, line = fails(cifar_eval.main, "--checkpoint", finished / "last.pt", "--dataset", "digits", "--no-progress")
-    assert status == 1
+    assert status == 2
     assert "classes" in line

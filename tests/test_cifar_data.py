@@ -103,6 +103,15 @@ def test_an_image_that_is_none_is_named(tmp_path):
         data.load("folder", tmp_path, progress=False)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_more_than_8_bits_are_refused_rather_than_clipped(mode, tmp_path):
+    write_images(tmp_path / "train", 1)
+    write_images(tmp_path / "test", 1)
+    Image.new(mode, (32, 32)).save(tmp_path / "train" / "dark" / "deep.tif")
+    with pytest.raises(RunError, match="8 bits"):
+        data.load("folder", tmp_path, progress=False)
+
+
 def test_missing_cifar_says_what_to_do(tmp_path):
     with pytest.raises(UsageError, match="--download"):
         data.load("cifar10", tmp_path)

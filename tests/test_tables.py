@@ -80,6 +80,15 @@ def test_identity_does_not_depend_on_how_flags_are_written():
     assert identity({"arch": "resnet20"}) != identity({"arch": "resnet20", "structure": "normal"})
 
 
+def test_a_seed_counts_once_and_other_settings_are_another_schedule(runs, capsys):
+    write_run(runs / "again", 50.0, 0, ires=True, recovery="cirec", lam=0.15, mu=0.5, lr=9.0)
+    out = lines(capsys, 1, "--runs", runs, runs)
+    ours = [line for line in out if line.startswith("| ResNet-20 | IR²Net")]
+    assert len(ours) == 3
+    assert any("96.00 ± 1.00 (3)" in line for line in ours)
+    assert any("| 50.00 (1) |" in line for line in ours)
+
+
 def test_mean_and_deviation():
     assert mean_std([1.0]) == "1.00 (1)"
     assert mean_std([1.0, 3.0]) == "2.00 ± 1.41 (2)"

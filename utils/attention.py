@@ -22,10 +22,12 @@ def read_image(path, size):
     """An image file as float32 (3, size, size) in [0, 1]: scaled to cover the square, centre cropped."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise RunError(f"{path} has more than 8 bits per channel: convert it to 8")
             image = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.BILINEAR)
     except FileNotFoundError:
         raise UsageError(f"no image {path}") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise RunError(f"{path} is not an image that can be read ({type(error).__name__})") from None
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
 
@@ -101,18 +103,21 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     if not args.checkpoint or not args.images:
         raise UsageError("--checkpoint PATH ... and --images FILE ... are needed")
+    output = Path(args.output)
+    if output.suffix not in (".png", ".pdf", ".svg"):
+        raise UsageError(f"--output {output}: name a .png, .pdf or .svg file")
+    if output.resolve() in {Path(file).resolve() for file in (*args.checkpoint, *args.images)}:
+        raise UsageError(f"--output {output} is one of the inputs")
     networks = []
     for path in args.checkpoint:
         model, description = open_model(path, args.weight_bits, args.activation_bits)
         network = description.network
         size = 224 if family_of(network.get("dataset", "cifar10")) == IMAGENET else network.get("image_size", 32)
-        name = f"{Path(path).parent.name or Path(path).stem} {network['weight_bits']}/{network['activation_bits']}"
+        bits = "/".join(str(network.get(f"{side}_bits", 1)) for side in ("weight", "activation"))
+        name = f"{Path(path).parent.name or Path(path).stem} {bits}"
         networks.append((name, model, size))
         print(f"{path}: {network_text(network)}")
-    try:
-        draw(networks, [Path(file) for file in args.images], args.output, args.lam, args.ires_variant)
-    except ValueError as error:  # what matplotlib says of a file name that it cannot write
-        raise UsageError(f"cannot write {args.output}: {error}") from None
+    draw(networks, [Path(file) for file in args.images], output, args.lam, args.ires_variant)
     print(f"{args.output}: {len(args.images)} images, {len(networks)} networks")
 
 

@@ -27,6 +27,8 @@ def write(path, content, legacy=False):
     try:
         torch.save(content, temporary, _use_new_zipfile_serialization=not legacy)
         os.replace(temporary, path)
+    except (RuntimeError, OSError) as error:
+        raise RunError(f"cannot write {path} (is the disk full?): {str(error).splitlines()[0]}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -88,7 +90,7 @@ def build_network(network, state, path):
     """
     try:
         model = build_model(**network)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise RunError(f"{path} does not describe a network: {error}") from None
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise RunError(f"{path} holds no weights under 'model'")

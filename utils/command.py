@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import re
 import sys
 
 
@@ -32,6 +33,10 @@ def command(main):
             return main(argv)
         except (UsageError, RunError, OSError) as error:
             return _fail(error, status_of(error))
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
+                raise
+            return _fail("out of memory: give a smaller --batch-size", 1)
         except KeyboardInterrupt:
             return _fail("interrupted", 130)
 
@@ -80,6 +85,22 @@ def non_negative_float(text):
     return value
 
 
+def seed(text):
+    """argparse type: an integer in [0, 2^63)."""
+    value = non_negative_int(text)
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError("must be below 2^63")
+    return value
+
+
+def ede_t(text):
+    """argparse type: EDE's t, from 1e-6 to 10, where it ends."""
+    value = float(text)
+    if not 1e-6 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"must lie in [1e-6, 10], not {text}")
+    return value
+
+
 def fraction(text):
     """argparse type: a number in [0, 1]."""
     value = float(text)
@@ -88,6 +109,6 @@ def fraction(text):
     return value
 
 
-for _type, _name in ((positive_int, "int"), (non_negative_int, "int"), (positive_float, "float")):
+for _type, _name in ((positive_int, "int"), (non_negative_int, "int"), (seed, "int"), (positive_float, "float")):
     _type.__name__ = _name  # what argparse calls the type in "invalid int value: 'x'"
-non_negative_float.__name__ = fraction.__name__ = "float"
+non_negative_float.__name__ = fraction.__name__ = ede_t.__name__ = "float"

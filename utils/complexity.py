@@ -92,12 +92,12 @@ def count(model, input_size, rule="paper"):
             outputs[module] = tuple(output.shape[1:])
 
     dtype = next((p.dtype for p in twin.parameters()), None)
-    images = torch.empty(1, 3, *_height_width(input_size), dtype=dtype, device="meta")
     handlers = dict.fromkeys(map(type, twin.modules()), record)
     try:
+        images = torch.empty(1, 3, *_height_width(input_size), dtype=dtype, device="meta")
         with torch.device("cpu"):  # where thop's own counters live
             profile(twin, (images,), custom_ops=handlers, verbose=False)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UsageError(f"the network does not run on images {tuple(images.shape[1:])}: {error}") from None
 
     layers = [_layer(name, m, amounts[m], outputs.get(m, ()), PRICES[rule]) for name, m in twin.named_modules()]
@@ -202,8 +202,8 @@ def main(argv=None):
     try:
         with torch.device("meta"):  # shapes are all that counts
             model = build_model(**network_config(args, num_classes=classes, image_size=size))
-    except ValueError as error:
-        raise UsageError(error) from None
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise UsageError(f"no such network: {error}") from None
     counts = count(model, size, args.rule)
     if args.json:
         fields = asdict(counts) | {"convolutions": counts.convolutions}

@@ -42,6 +42,8 @@ def choose_device(name):
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name} is not one of auto, cpu, cuda, cuda:N")
     if distributed.world_size() > 1 and name.startswith("cuda"):
         if name != "cuda":
             raise UsageError(
@@ -342,6 +344,7 @@ def fit(
                 model, test, test.images_per_epoch, cross_entropy, precision,
                 on_batch=after_test_batch, title=f"{title} test", progress=progress,
             )  # fmt: skip
+            finite(tested, f"{title} test")
             improved = tested["top1"] > state.best
             state.epoch, state.step, state.meters = epoch + 1, 0, (0, {})
             state.best = max(state.best, tested["top1"])

@@ -1,6 +1,6 @@
 """What cifar.eval and imagenet.eval do alike: open a checkpoint, and say what it is."""
 
-from models import build_model
+from models import build_model, family_of
 from models.packed import pack_network
 from utils import complexity, distributed, engine
 from utils.checkpoint import add_bits_flags, dtype_of, open_model
@@ -35,6 +35,23 @@ def open_checkpoint(args):
         except ValueError as error:
             raise RunError(f"{args.checkpoint} cannot be packed: {error}") from None
     return model.to(device), device, description
+
+
+def check_family(description, family):
+    """Raise UsageError unless the network is one of `family`."""
+    own = family_of(description.network.get("dataset", "cifar10"))
+    if own != family:
+        raise UsageError(f"{description.path} holds a network for {own} images: use python -m {own}.eval")
+
+
+def check_classes(description, classes):
+    """Raise UsageError unless the network tells the data's `classes`, and no others, apart."""
+    network, known = description.network, description.data.get("classes")
+    count = network.get("num_classes") or 10
+    if count != len(classes):
+        raise UsageError(f"{description.path} tells {count} classes apart, the data have {len(classes)}")
+    if known and list(known) != list(classes):
+        raise UsageError(f"{description.path} was trained on other classes than the data's {', '.join(classes[:5])}")
 
 
 def tell(description, model, size):

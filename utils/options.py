@@ -5,7 +5,7 @@ from argparse import BooleanOptionalAction, Namespace
 from models import METHODS, RECOVERIES, STRUCTURES, VARIANTS
 from modules.activations import ACTIVATIONS
 from modules.restriction import VARIANTS as IRES_VARIANTS
-from utils.command import fraction, non_negative_float, non_negative_int, positive_float, positive_int
+from utils.command import ede_t, fraction, non_negative_float, positive_float, positive_int, seed
 
 
 def groups_value(text):
@@ -48,11 +48,11 @@ def add_training_flags(parser):
     group.add_argument("--ires-variant", choices=IRES_VARIANTS, default="paper", help="the paper's or the code's mask")
     group.add_argument("--epochs", type=positive_int)
     group.add_argument("--batch-size", type=positive_int)
-    group.add_argument("--lr", type=positive_float, help="initial learning rate")
+    group.add_argument("--lr", type=positive_float, help="at the start; it falls to 0 step by step")
     group.add_argument("--momentum", type=fraction)
     group.add_argument("--weight-decay", type=non_negative_float)
-    group.add_argument("--t-min", type=positive_float, help="EDE's t in the first epoch")
-    group.add_argument("--seed", type=non_negative_int, default=0)
+    group.add_argument("--t-min", type=ede_t, help="EDE's t in the first epoch")
+    group.add_argument("--seed", type=seed, default=0)
 
 
 def add_runtime_flags(parser):

@@ -29,6 +29,11 @@ DEFAULTS = {
 """The flags that make an experiment what it is, besides --arch, and what they are where they are not given."""
 
 
+OPTIMIZER = ("lr", "batch_size", "momentum", "weight_decay", "t_min", "image_size")
+NEEDED = {"top1_last", "top1_best", "images", "epochs", "seconds", "data", "versions"}
+"""What summary.json must hold."""
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished run: its name (path below the folder searched), flags (args.json) and outcome (summary.json)."""
@@ -39,20 +44,27 @@ class Result:
 
     @property
     def schedule(self):
-        """What two runs must share to be seeds of one figure: the data, and the epochs."""
-        return (self.args["dataset"], str(self.summary["data"].get("test_fingerprint")), self.summary["epochs"])
+        """What two runs must share to be seeds of one figure: the data, the epochs, and the optimizer's settings."""
+        data = str(self.summary["data"].get("test_fingerprint"))
+        return (self.args["dataset"], data, self.summary["epochs"], *(str(self.args.get(name)) for name in OPTIMIZER))
 
 
 def collect(folders):
     """All finished runs below `folders`, sorted by path. Raises UsageError for a folder that does not exist."""
-    found = []
+    found, seen = [], set()
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise UsageError(f"no folder {folder}")
         for path in sorted(folder.rglob(SUMMARY)):
+            if path.resolve() in seen:
+                continue
+            seen.add(path.resolve())
             try:
                 args, summary = (json.loads((path.parent / name).read_text()) for name in (ARGS, SUMMARY))
-            except (OSError, ValueError) as error:
+                missing = {"dataset", "arch", "seed"} - args.keys() | NEEDED - summary.keys()
+                if missing:
+                    raise ValueError(f"it does not tell {', '.join(sorted(missing))}")
+            except (OSError, ValueError, AttributeError, TypeError) as error:
                 raise RunError(f"{path.parent} is not a whole run: {error}") from None
             found.append(Result(str(path.parent.relative_to(folder)), args, summary))
     return found
@@ -73,11 +85,11 @@ def identity(flags):
 
 
 def grouped(results):
-    """{(identity, schedule): [Result of each seed]}."""
+    """{(identity, schedule): [Result of each seed]}; of two runs with one seed the later counts."""
     groups = {}
     for result in results:
-        groups.setdefault((identity(result.args), result.schedule), []).append(result)
-    return groups
+        groups.setdefault((identity(result.args), result.schedule), {})[result.args["seed"]] = result
+    return {key: list(seeds.values()) for key, seeds in groups.items()}
 
 
 def mean_std(values):

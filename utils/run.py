@@ -1,9 +1,11 @@
 """A run's folder: args.json, metrics.csv, TensorBoard events, last.pt, best.pt, summary.json."""
 
+import contextlib
 import csv
 import json
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -30,8 +32,10 @@ class Run:
     """The folder of one run. A new run refuses a folder that already holds one; a resumed run continues in it."""
 
     def __init__(self, folder, resume=False):
+        if not str(folder):
+            raise UsageError("--output-dir needs a folder")
         self.folder = Path(folder)
-        held = [name for name in (LAST, BEST, ARGS, METRICS, SUMMARY) if (self.folder / name).exists()]
+        held = [name for name in (LAST, BEST, METRICS, SUMMARY) if (self.folder / name).exists()]
         if held and not resume:
             raise UsageError(f"{folder} already holds a run ({held[0]}): add --resume, or give another --output-dir")
         try:
@@ -81,18 +85,26 @@ class Run:
         write_atomic(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
-def versions():
-    """What a result depends on besides the code: {name: version}."""
+def versions(device):
+    """What a result depends on besides the code: {name: version}; device: the torch.device that computed it."""
     import torchvision
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "device": device,
+        "device": name,
         "git_commit": git_commit(),
     }
+
+
+def cpu_name():
+    """The processor's name and the number of cores that this process may use."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, TypeError):  # not Linux, or it does not tell
+        name = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1]
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def git_commit():

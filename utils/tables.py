@@ -1,9 +1,10 @@
 """Print a table of the paper as Markdown, the paper's figures beside those of our finished runs."""
 
+import shlex
 import statistics
 
 from utils import table6
-from utils.command import Parser, command
+from utils.command import Parser, UsageError, command
 from utils.paper import TABLES
 from utils.results import collect, grouped, identity, mean_std
 
@@ -33,12 +34,12 @@ def _data(results):
 def _command(result):
     """The command of a run without what differs between seeds and machines."""
     words, skip = [], False
-    for word in result.args.get("command", "").split():
-        if skip or word in ("--output-dir", "--data-dir", "--seed"):
-            skip = not skip
-            continue
-        words.append(word)
-    return f"`{' '.join(words)}`"
+    own = ("--output-dir", "--data-dir", "--seed")
+    for word in shlex.split(result.args.get("command", "")):
+        if not skip and not word.startswith(own):
+            words.append(word)
+        skip = word in own
+    return f"`{shlex.join(words)}`"
 
 
 def accuracy_table(table, results):
@@ -58,24 +59,27 @@ def accuracy_table(table, results):
     twins = {}  # the full-precision network of a backbone: its figure in the paper, and ours on each schedule
     for cell in cells:
         if cell.bits == "32/32":
-            twins[cell.backbone] = (cell.top1, {schedule: last(found) for schedule, found in runs_of(cell).items()})
+            twins[cell.backbone] = (cell.top1, {schedule[:3]: last(found) for schedule, found in runs_of(cell).items()})
     rows = []
     for cell in cells:
-        fixed = [cell.backbone, cell.method, cell.bits, _percent(cell.top1)]
+        paper = _percent(cell.top1) + (f" / {cell.top5}" if cell.top5 else "")
+        fixed = [cell.backbone, cell.method, cell.bits, paper]
         twin_paper, twin_ours = twins.get(cell.backbone, (None, {}))
         paper_gap = "-" if None in (cell.top1, twin_paper) else f"{cell.top1 - twin_paper:+.1f}"
         found = runs_of(cell)
         if not found:
             rows.append([*fixed, "cited" if cell.flags is None else "not run", "-", paper_gap, *["-"] * 5])
         for schedule, runs in sorted(found.items(), key=lambda item: item[0]):
-            gap = f"{last(runs) - twin_ours[schedule]:+.2f}" if schedule in twin_ours else "-"
+            twin = twin_ours.get(schedule[:3])  # of the same data and epochs
+            gap = "-" if twin is None else f"{last(runs) - twin:+.2f}"
             figures = [mean_std([r.summary[key] for r in runs]) for key in ("top1_last", "top1_best")]
             rows.append([*fixed, *figures, paper_gap, gap, *_data(runs), _command(runs[0])])
     header = ["backbone", "method", "W/A", "paper", "ours, last", "ours, best", "paper - FP", "ours - FP"]
     header += ["data", "epochs", "hardware, time", "command"]
     note = (
-        "Top-1 accuracy in %, after the last epoch and in the best one (chosen on the test images), mean ± standard "
-        "deviation (number of seeds). - FP: difference from the full-precision network of the same schedule. "
+        "Top-1 accuracy in % (paper: / top-5 where it is given), after the last epoch and in the best one (chosen on "
+        "the test images), mean ± standard deviation (number of seeds). - FP: difference from the full-precision "
+        "network on the same data and epochs. "
         "Accuracies on another data set or schedule than the paper's are not the paper's experiment."
     )
     return "\n".join([f"### {title}\n", *markdown_table(header, rows), "", note])
@@ -135,12 +139,17 @@ def plot_lambda(results, path):
     axes.grid(alpha=0.3)
     if groups:
         axes.legend()
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except ValueError as error:
+        raise UsageError(f"cannot write {path}: {error}") from None
 
 
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
+    if args.plot and args.table != "fig7":
+        raise UsageError("--plot goes with fig7")
     if args.table == "6":
         print(table6.markdown())
         return
@@ -149,7 +158,7 @@ def main(argv=None):
         print(runs_table(results))
         return
     print(accuracy_table(args.table, results))
-    if args.table == "fig7" and args.plot:
+    if args.plot:
         plot_lambda(results, args.plot)
         print(f"\nplot: {args.plot}")
 

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from pathlib import Path
 
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -15,6 +16,9 @@ RUNTIME |= {"workers", "skip_corrupt", "checkpoint_minutes", "auto_resume", "tea
 """Flags that may differ between a run and its resumption: they change how it is computed, not what."""
 REMEMBERED = {"data_dir", "compile", "teacher_weights", "skip_corrupt"}
 """Those of them that a resumed run takes over where they are not given."""
+
+NEEDED = {"args", "data", "model", "rng", "rows", *checkpoint.TRAINING_STATE, *vars(engine.Progress())}
+"""What a checkpoint must hold for training to go on."""
 
 SCHEDULES = {
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
@@ -40,8 +44,10 @@ def resume_flags(parser, argv, args, path):
     Raises UsageError if a flag that stands in argv contradicts the run, RunError for no such checkpoint.
     """
     payload = checkpoint.read(path)
-    if not checkpoint.is_ours(payload) or "optimizer" not in payload:
+    if not checkpoint.is_ours(payload) or not payload.keys() >= NEEDED:
         raise RunError(f"{path} is not a checkpoint that training can go on from")
+    if not payload["args"].keys() <= vars(args).keys():
+        raise UsageError(f"{path} is a checkpoint of another command than {parser.prog}")
     given = given_flags(parser, argv)
     for name, value in payload["args"].items():
         if name in RUNTIME:
@@ -53,6 +59,14 @@ def resume_flags(parser, argv, args, path):
         else:
             setattr(args, name, value)
     return payload
+
+
+def go_on_in(folder, parser, argv, args):
+    """A run goes on in its own folder: set --output-dir to it. Raises UsageError if argv names another."""
+    given = given_flags(parser, argv).get("output_dir")
+    if given is not None and Path(given).resolve() != Path(folder).resolve():
+        raise UsageError(f"a run goes on in its own folder, {folder}: leave --output-dir {given} out")
+    args.output_dir = str(folder)
 
 
 def command_line(module, argv):
@@ -75,6 +89,8 @@ def train(
     scaler = precision.scaler()
     state = engine.Progress()
     if payload is not None:
+        if payload["data"] != data:
+            raise UsageError(f"the images are not those that the run in {run.folder} began with: check --data-dir")
         checkpoint.load_state(step.model, payload["model"], run.last)
         optimizer.load_state_dict(payload["optimizer"])
         scheduler.load_state_dict(payload["scheduler"])
@@ -122,10 +138,10 @@ def train(
         if writer:
             writer.close()
     if main:
-        _summarise(run, state, counts, data)
+        _summarise(run, state, counts, data, precision.device)
 
 
-def _summarise(run, state, counts, data):
+def _summarise(run, state, counts, data, device):
     last = run.rows[-1]
     summary = {
         "top1_last": last["test_top1"],
@@ -135,7 +151,7 @@ def _summarise(run, state, counts, data):
         "seconds": round(state.seconds, 1),
         **counts,
         "data": data,
-        "versions": versions(),
+        "versions": versions(device),
     }
     run.save_summary(summary)
     print(f"last {summary['top1_last']:.2f} %, best {summary['top1_best']:.2f} % of {summary['images']} test images")
