@@ -255,12 +255,12 @@ def test_recipes(tmp_path, monkeypatch):
     [
         ("cosine", [1, 0.904508, 0.654508, 0.345492, 0.095492]),
         ("linear", [1, 0.8, 0.6, 0.4, 0.2]),
-        ("step", [1, 1, 0.1, 0.01, 0.001]),
+        ("step", [1] * 3 + [0.1] * 3 + [0.01] * 3 + [0.001]),
     ],
 )
 def test_schedules(schedule, rates):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = common.schedule(optimizer, schedule, 5)
+    scheduler = common.schedule(optimizer, schedule, len(rates))
     seen = []
     for _ in rates:
         seen.append(scheduler.get_last_lr()[0])
