@@ -229,3 +229,15 @@ def test_onnx(saved, tmp_path, capsys):
 def test_random_networks_have_lively_batch_norms():
     norms = [m for m in random_network(RESNET20).modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(norm.bias.std() > 0.1 and norm.running_var.max() != 1 for norm in norms)
+
+
+def test_a_packed_file_opens_as_any_checkpoint(tmp_path):
+    network = {"arch": "resnet20", "recovery": "cirec", "num_classes": 7}
+    model = build_model(**network).eval()
+    write_packed(tmp_path / "net.packed", model, network)
+    opened, description = checkpoint.open_model(tmp_path / "net.packed")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(opened(images), model(images), rtol=1e-4, atol=1e-5)
+    assert description.parameters == sum(p.numel() for p in model.parameters())
+    with pytest.raises(RunError, match="not 32"):
+        checkpoint.open_model(tmp_path / "net.packed", weight_bits=32)

@@ -179,8 +179,7 @@ def open_model(path, weight_bits=None, activation_bits=None):
         model = build_network(payload["network"], payload["model"], path)
         tensors, matched = len(state), payload["released"]
     release = released.RELEASES[matched["name"]].title if matched else None
-    parameters = sum(p.numel() for p in model.parameters())
-    if not parameters:  # a packed network holds bits and tables
+    with torch.device("meta"):  # not the model's own: a packed network holds bits and tables
         parameters = sum(p.numel() for p in build_model(**payload["network"]).parameters())
     description = Description(
         str(path),
