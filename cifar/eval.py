@@ -11,16 +11,12 @@ from utils.losses import cross_entropy
 
 def build_parser():
     parser = Parser(prog="cifar.eval", description=__doc__)
-    evaluation.add_checkpoint_flags(parser)
+    evaluation.add_flags(parser)
     parser.add_argument("--dataset", choices=data.DATASETS, default="cifar10")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
     parser.add_argument("--download", action="store_true", help="fetch CIFAR into --data-dir if it is not there")
     parser.add_argument("--image-size", type=positive_int, metavar="N", help="resize a folder's images to NxN")
     parser.add_argument("--batch-size", type=positive_int, default=500)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="off", help="mixed precision")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser
 
 

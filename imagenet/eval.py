@@ -13,16 +13,12 @@ from utils.losses import cross_entropy
 
 def build_parser():
     parser = Parser(prog="imagenet.eval", description=__doc__)
-    evaluation.add_checkpoint_flags(parser)
+    evaluation.add_flags(parser)
     parser.add_argument("--data-dir", metavar="DIR", help="holds val/<class>/<image> (or ILSVRC2012_img_val/)")
     parser.add_argument("--image-size", type=data.image_size, metavar="N", help="default: the checkpoint's, else 224")
     parser.add_argument("--batch-size", type=positive_int, default=256, help="images at a time, over all ranks")
     parser.add_argument("--workers", type=non_negative_int, metavar="N", help="data processes per rank")
     parser.add_argument("--skip-corrupt", action="store_true", help="go on without images that cannot be read")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="off", help="mixed precision")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser
 
 

@@ -8,10 +8,15 @@ from utils.command import RunError, UsageError
 from utils.packed import is_packed
 
 
-def add_checkpoint_flags(parser):
+def add_flags(parser):
+    """The checkpoint, how to compute, and how to tell."""
     parser.add_argument("--checkpoint", metavar="PATH", help="ours, packed or not, or a released one")
     parser.add_argument("--packed", action="store_true", help="evaluate its 1-bit form, by XOR and popcount on the CPU")
     add_bits_flags(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="off", help="mixed precision")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
 
 
 def open_checkpoint(args):
