@@ -1,6 +1,7 @@
 """Tables from the folders of finished runs."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +101,11 @@ def test_mistakes_get_one_line(tmp_path, fails):
     write_run(tmp_path / "half", 1.0)
     (tmp_path / "half" / "args.json").write_text("{")
     assert fails(tables.main, "1", "--runs", tmp_path)[0] == 1
+
+
+def test_the_committed_results_are_those_that_the_readme_shows(capsys):
+    root = Path(__file__).parent.parent
+    table = lines(capsys, "runs", "--runs", root / "results")
+    assert len(table) > 2
+    shown = (root / "results" / "README.md").read_text()
+    assert "\n".join(table) in shown
