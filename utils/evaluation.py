@@ -1,5 +1,7 @@
 """What cifar.eval and imagenet.eval do alike: open a checkpoint, and say what it is."""
 
+import torch
+
 from models import build_model, family_of
 from models.packed import pack_network
 from utils import complexity, distributed, engine
@@ -62,6 +64,8 @@ def check_classes(description, classes):
 def tell(description, model, size):
     """Print what the checkpoint is and what it costs on images of `size`; returns the dtype that it computes in."""
     if distributed.is_main():
-        counts, _ = complexity.of_run(build_model(**description.network), size)
+        with torch.device("meta"):  # a packed network is not what is counted, and shapes are all that counts
+            network = build_model(**description.network)
+        counts, _ = complexity.of_run(network, size)
         print(description, counts, sep="\n", flush=True)
     return dtype_of(model.state_dict())
