@@ -272,7 +272,7 @@ class Batches:
         return pixels.gather(2, where.expand(-1, 3, -1)).view(-1, 3, height, width)
 
     def _normalise(self, images):
-        return images.to(self.dtype).mul_(self.scale).sub_(self.shift)
+        return images.to(self.dtype, memory_format=torch.channels_last).mul_(self.scale).sub_(self.shift)
 
 
 def unnormalise(images):

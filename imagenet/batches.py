@@ -162,7 +162,8 @@ class Batches:
         try:
             for images, labels, errors in self.loader:
                 self._report(errors)
-                yield images.to(self.device, self.dtype, non_blocking=True), labels.to(self.device, non_blocking=True)
+                images = images.to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last)
+                yield images, labels.to(self.device, non_blocking=True)
         except RuntimeError as error:
             raise RunError(f"loading images failed: {error}") from None
 

@@ -4,8 +4,18 @@ conv and act are factories: `conv(in_channels, out_channels, kernel_size, stride
 convolution of a block, `act(channels)` its nonlinearity, `shortcut(in_channels, out_channels, stride)` the path around.
 """
 
+import contextlib
+
+import torch
 import torch.nn.functional as F
 from torch import nn
+
+
+def no_autocast(device):
+    """Context in which logits are computed in float32, whatever the features before them were computed in."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()  # on the meta device, where nothing is computed
 
 
 class PadShortcut(nn.Module):
@@ -18,7 +28,8 @@ class PadShortcut(nn.Module):
 
     def forward(self, x):
         before = self.extra // 2
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.extra - before))
+        x = F.avg_pool2d(x, 1, self.stride)  # what a slice would take, but its gradient keeps the memory format
+        return F.pad(x, (0, 0, 0, 0, before, self.extra - before))
 
 
 def conv_shortcut(in_channels, out_channels, stride):

@@ -1,8 +1,9 @@
 """Residual networks for CIFAR and ImageNet, from one class; a variant is data."""
 
+import torch.nn.functional as F
 from torch import nn
 
-from models.blocks import BasicBlock, BiRealBlock, Network, PadShortcut, avgpool_shortcut, conv_shortcut
+from models.blocks import BasicBlock, BiRealBlock, Network, PadShortcut, avgpool_shortcut, conv_shortcut, no_autocast
 
 STRUCTURES = {"bireal": BiRealBlock, "normal": BasicBlock}
 SHORTCUTS = {"pad": PadShortcut, "conv": conv_shortcut, "avgpool": avgpool_shortcut}
@@ -78,5 +79,7 @@ class ResNet(Network):
         return maps
 
     def classify(self, maps):
-        x = self.fuse(maps).mean((2, 3))
-        return self.normalise(self.fc(self.feature_act(self.feature_norm(x))))
+        x = self.fuse(maps)
+        x = F.avg_pool2d(x, x.shape[2:]).flatten(1)
+        with no_autocast(x.device):
+            return self.normalise(self.fc(self.feature_act(self.feature_norm(x.to(self.fc.weight.dtype)))))

@@ -4,7 +4,7 @@ import math
 
 from torch import nn
 
-from models.blocks import Network
+from models.blocks import Network, no_autocast
 
 
 class VGGSmall(Network):
@@ -48,4 +48,6 @@ class VGGSmall(Network):
         return [stem, self.layers(stem)]
 
     def classify(self, maps):
-        return self.fc(self.fuse(maps).flatten(1))
+        x = self.fuse(maps).flatten(1)
+        with no_autocast(x.device):
+            return self.fc(x.to(self.fc.weight.dtype))

@@ -63,9 +63,10 @@ def choose_device(name):
 
 
 def choose_precision(amp, device):
-    """Precision of --amp; "auto" is bfloat16 on a GPU that computes in it, else float32."""
+    """Precision of --amp; "auto" is bfloat16 where the device computes in it, else float32."""
     if amp == "auto":
-        amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "off"
+        native = torch.cuda.is_bf16_supported if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported
+        amp = "bf16" if native() else "off"
     if amp == "fp16" and device.type == "cpu":
         raise UsageError("--amp fp16 needs a GPU; on a CPU use --amp bf16 or off")
     return Precision(device, {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp])
@@ -288,7 +289,7 @@ def fit(
     epochs, describe, state=None, teacher=None, accumulate=1, t_min=1e-3, checkpoint_minutes=None,
     print_freq=50, progress=True, writer=None, on_epoch=None,
 ):  # fmt: skip
-    """Train `step` for `epochs`, evaluate its model after each, and keep the run's folder up to date.
+    """Train `step` for `epochs`, evaluate its model after each, in float32, and keep the run's folder up to date.
 
     train, test: have `images_per_epoch`; train has `epoch(e, start)`, the batches of epoch e from optimizer step
     `start` on, test iterates. describe(): what every checkpoint holds besides state (the network's description and the
@@ -341,7 +342,7 @@ def fit(
             speed = (train.images_per_epoch - seen) / (time.perf_counter() - start)
             distributed.share_buffers(model)
             tested = evaluate(
-                model, test, test.images_per_epoch, cross_entropy, precision,
+                model, test, test.images_per_epoch, cross_entropy, Precision(precision.device, None),
                 on_batch=after_test_batch, title=f"{title} test", progress=progress,
             )  # fmt: skip
             finite(tested, f"{title} test")

@@ -4,6 +4,7 @@ import math
 import shlex
 from pathlib import Path
 
+import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from utils import checkpoint, complexity, distributed, engine
@@ -86,6 +87,7 @@ def train(
     options: more for engine.fit.
     """
     main = distributed.is_main()
+    step.to(memory_format=torch.channels_last)
     scaler = precision.scaler()
     state = engine.Progress()
     if payload is not None:
