@@ -1,5 +1,7 @@
 """The binary convolution that all networks share."""
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -60,6 +62,7 @@ class BinaryConv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
+        self.held_weight = None  # what quantized_weight() gave, within weights_binarized_once
         self.weight_transform = self.weight_binarizer = None
         self.input_transform = self.activation_binarizer = None
         if weight_bits == 1:
@@ -92,10 +95,24 @@ class BinaryConv2d(nn.Conv2d):
         return self.activation_binarizer(x)
 
     def forward(self, x):
-        x, weight = self.quantized_input(x), self.quantized_weight()
+        weight = self.quantized_weight() if self.held_weight is None else self.held_weight
+        x = self.quantized_input(x)
         if self.activation_bits == 32 or isinstance(self.padding, str) or self.padding_mode != "zeros":
             return self._conv_forward(x, weight, self.bias)
         return _SignConv2d.apply(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self):
         return f"{super().extra_repr()}, bits={self.weight_bits}/{self.activation_bits}"
+
+
+@contextlib.contextmanager
+def weights_binarized_once(model):
+    """Within, the binary convolutions of `model` binarize their weights once, however many passes it makes."""
+    convs = [module for module in model.modules() if isinstance(module, BinaryConv2d)]
+    for conv in convs:
+        conv.held_weight = conv.quantized_weight()
+    try:
+        yield
+    finally:
+        for conv in convs:
+            conv.held_weight = None

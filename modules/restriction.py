@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from modules.conv import weights_binarized_once
+
 VARIANTS = ("paper", "released")
 
 
@@ -99,12 +101,18 @@ class IResLoss(nn.Module):
         self.variant = variant
 
     def forward(self, images, targets):
-        statistics = _Statistics(self.model)
+        if torch.compiler.is_compiling():  # the compiler finds by itself what the passes share
+            return self._passes(images, targets)
+        with weights_binarized_once(self.model):
+            return self._passes(images, targets, may_skip=images.is_cpu)
+
+    def _passes(self, images, targets, may_skip=False):
+        statistics = _Statistics(self.model) if may_skip else None
         maps = self.model.features(images)
         logits = self.model.classify(maps)
         mask = attention_mask(maps[-1], images.shape[2:], self.lam, self.variant)
         original = self.criterion(logits, targets)
-        if images.is_cpu and not torch.compiler.is_compiling() and mask.all():
+        if may_skip and mask.all():
             statistics.update_again()
             masked = original
         else:

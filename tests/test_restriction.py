@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models import build_model
+from modules.conv import BinaryConv2d
 from modules.restriction import IResLoss, PlainLoss, attention_map, attention_mask
 from utils.losses import cross_entropy
 
@@ -92,6 +93,48 @@ def test_both_passes_reach_the_weights():
         model.zero_grad()
         IResLoss(model, cross_entropy, lam=0.9, mu=mu)(images, labels)[0].backward()
         assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+class TwoPasses(IResLoss):
+    """IResLoss that computes both passes, whatever the mask is, each with weights that it binarizes itself."""
+
+    def forward(self, images, targets):
+        maps = self.model.features(images)
+        loss = self.criterion(self.model.classify(maps), targets)
+        mask = attention_mask(maps[-1], images.shape[2:], self.lam)
+        return self.mu * loss + (1 - self.mu) * self.criterion(self.model(images * mask), targets), None, {}
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+@pytest.mark.parametrize("method", ["bireal", "sdbnn"])
+def test_a_step_is_what_two_whole_passes_are(lam, method):
+    torch.manual_seed(0)
+    images, labels = torch.randn(8, 3, 32, 32, dtype=torch.double), torch.arange(8)
+    models = [build_model("resnet20", method=method, recovery="cirec").double() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    passes = []
+    for model, wrapper in zip(models, (IResLoss, TwoPasses)):
+        model.stages[2].register_forward_hook(lambda *_: passes.append(model))
+        loss, _, _ = wrapper(model, cross_entropy, lam=lam, mu=0.3)(images, labels)
+        loss.backward()
+    assert len(passes) == (3 if lam == 0 else 4)  # at lam = 0 nothing is masked: one pass tells all
+    for ours, plain in zip(models[0].parameters(), models[1].parameters()):
+        assert torch.allclose(ours.grad, plain.grad, rtol=1e-9, atol=1e-12)
+    for ours, plain in zip(models[0].buffers(), models[1].buffers()):
+        assert torch.allclose(ours, plain, rtol=1e-12, atol=1e-14)
+
+
+def test_weights_are_binarized_once_in_a_step():
+    model = build_model("resnet20")
+    convs = [module for module in model.modules() if isinstance(module, BinaryConv2d)]
+    calls = []
+    for conv in convs:
+        conv.weight_binarizer.register_forward_hook(lambda *_: calls.append(1))
+    step = IResLoss(model, cross_entropy, lam=1.0)
+    step(torch.randn(4, 3, 32, 32), torch.arange(4))
+    assert len(calls) == len(convs) == 18
+    model(torch.randn(4, 3, 32, 32))
+    assert len(calls) == 2 * len(convs)  # outside of a step nothing is held
 
 
 def test_without_ires_the_step_is_one_pass():
