@@ -60,8 +60,9 @@ def test_bench_train_reports_what_it_promises(capsys):
     flags = {"--batch-size": 8, "--warmup": 1, "--rounds": 1, "--steps": 1, "--dataset": "digits", "--workers": 1}
     bench.main(["train", *(str(word) for pair in flags.items() for word in pair), "--json"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {"step", "no_ires", "full_precision", "reference", "reference_pil"} <= set(result["images_per_s"])
-    assert {"step", "reference"} == set(result["backward_bytes"])
+    assert set(bench.CONTENDERS) == set(result["images_per_s"])
+    assert {"step", "two_passes", "reference"} == set(result["backward_bytes"])
+    assert 0 <= result["masked_fraction"] < 1
     assert sum(result["shares"].values()) == pytest.approx(1)
     assert result["floor"]["images_per_s"] > 0
 

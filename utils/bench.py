@@ -20,12 +20,23 @@ from models import ARCHS, CIFAR, IMAGENET, build_model
 from modules.binarize import BiRealSTE, ClipSTE
 from modules.restriction import VARIANTS, IResLoss, PlainLoss
 from utils import engine
-from utils.command import Parser, UsageError, command, fraction, positive_int
+from utils.command import Parser, RunError, UsageError, command, fraction, positive_int
 from utils.losses import cross_entropy
 from utils.options import add_network_flags, network_config
+from utils.run import versions
 
 IMAGENET_SIZE, IMAGENET_CLASSES = 224, 1000
 LEAST_SECONDS = 3.0  # that a data path is timed in one turn
+
+CONTENDERS = {
+    "step": "IRes at --lam; its second pass is left out where nothing is masked",
+    "two_passes": "IRes at lambda 1, which always masks",
+    "no_ires": "the same network without IRes",
+    "full_precision": "its full-precision twin without IRes and head, computed as ours is",
+    "plain_full_precision": "the twin, eager, float32, contiguous",
+    "reference": "the plain reference, with IRes at --lam",
+    "reference_pil": "the same, fed by a DataLoader with PIL transforms",
+}
 
 
 class MaskChainBiReal(nn.Module):
@@ -120,19 +131,26 @@ def saved_bytes(step, images, labels, precision):
 
 
 class Contender:
-    """One variant of the training step, with its own network and optimizer, fed by an endless stream of batches."""
+    """One variant of the training step, with its own network and optimizer, fed by an endless stream of batches.
 
-    def __init__(self, step, stream, precision, compiled=False):
+    plain: images and weights stay contiguous, as they are where nobody has thought of it; else channels_last.
+    """
+
+    def __init__(self, step, stream, precision, plain=False, compiled=False):
         self.step = step.train()
         self.stream = stream
+        self.plain = plain
         self.precision = precision
         self.device = precision.device
+        if not plain:
+            step.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(step.model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
         self.scaler = precision.scaler()
         self.parts = {"data": [], "forward": [], "backward": [], "optimizer": []}
         self.rates = []
+        self.metrics = {}
         if compiled:
-            step.compile()
+            engine.compile_step(step, self.device)
 
     def _clock(self):
         if self.device.type == "cuda":
@@ -145,9 +163,11 @@ class Contender:
         for _ in range(steps):
             times = [self._clock()]
             images, labels = next(self.stream)
+            if self.plain:
+                images = images.contiguous()
             times.append(self._clock())
             with self.precision.autocast():
-                loss, _, _ = self.step(images, labels)
+                loss, _, self.metrics = self.step(images, labels)
             times.append(self._clock())
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
@@ -229,7 +249,6 @@ def training_stream(args, device):
 def bench_train(args):
     device = engine.choose_device(args.device)
     precision = engine.choose_precision(args.amp, device)
-    plain = engine.Precision(device, None)
     compiled, reason = engine.choose_compile(args.compile, device, steps=10**6)
     stream, num_classes, image_size = training_stream(args, device)
     if args.dataset != "imagenet" and args.recovery is None:
@@ -244,27 +263,27 @@ def bench_train(args):
         torch.manual_seed(0)
         return build_model(**config).to(device)
 
-    def restricted(model):
-        return IResLoss(model, cross_entropy, args.lam, variant=args.ires_variant)
+    def ours(lam):
+        return IResLoss(build(network), cross_entropy, lam, variant=args.ires_variant)
 
+    def reference():
+        return ImageLoopIResLoss(use_mask_chains(build(network)), cross_entropy, args.lam)
+
+    float32 = engine.Precision(device, None)
     contenders = {
-        "step": Contender(restricted(build(network)), stream, precision, compiled),
-        "no_ires": Contender(PlainLoss(build(network), cross_entropy), stream, precision, compiled),
-        "full_precision": Contender(PlainLoss(build(twin), cross_entropy), stream, plain),
-        "reference": Contender(
-            ImageLoopIResLoss(use_mask_chains(build(network)), cross_entropy, args.lam), stream, plain
-        ),
+        "step": Contender(ours(args.lam), stream, precision, compiled=compiled),
+        "two_passes": Contender(ours(1.0), stream, precision, compiled=compiled),
+        "no_ires": Contender(PlainLoss(build(network), cross_entropy), stream, precision, compiled=compiled),
+        "full_precision": Contender(PlainLoss(build(twin), cross_entropy), stream, precision, compiled=compiled),
+        "plain_full_precision": Contender(PlainLoss(build(twin), cross_entropy), stream, float32, plain=True),
+        "reference": Contender(reference(), stream, float32, plain=True),
     }
     if args.dataset not in ("random", "imagenet"):
         loader = pil_loader(args.dataset, args.data_dir, args.batch_size, args.workers, image_size)
-        contenders["reference_pil"] = Contender(
-            ImageLoopIResLoss(use_mask_chains(build(network)), cross_entropy, args.lam),
-            endless_loader(loader, device),
-            plain,
-        )
+        contenders["reference_pil"] = Contender(reference(), endless_loader(loader, device), float32, plain=True)
     images, labels = next(stream)
     held = {name: saved_bytes(contenders[name].step, images, labels, contenders[name].precision)
-            for name in ("step", "reference")}  # fmt: skip
+            for name in ("step", "two_passes", "reference")}  # fmt: skip
     flops = step_flops(contenders["reference"].step, images, labels)
     for contender in contenders.values():
         contender.run(args.warmup, record=False)
@@ -273,27 +292,36 @@ def bench_train(args):
             contender.run(args.steps)
     peak = matmul_peak(device, precision.dtype or torch.float32)
     rates = {name: contender.images_per_s() for name, contender in contenders.items()}
-    floor = len(labels) * peak / flops
     result = {
+        "what": "train",
+        "network": network,
         "images_per_s": rates,
         "ratios": {name: rates["step"] / rate for name, rate in rates.items() if name != "step"},
+        "masked_fraction": contenders["step"].metrics["masked_fraction"].item(),
         "backward_bytes": held,
         "shares": contenders["step"].shares(),
-        "floor": {"step_gflops": flops / 1e9, "matmul_gflops_per_s": peak / 1e9, "images_per_s": floor},
+        "floor": {
+            "two_passes_gflops": flops / 1e9,
+            "matmul_gflops_per_s": peak / 1e9,
+            "images_per_s": len(labels) * peak / flops,
+        },
         "batch_size": len(labels),
-        "device": str(device),
         "precision": str(precision),
         "compiled": compiled,
         "threads": torch.get_num_threads(),
+        "versions": versions(device),
     }
     if device.type == "cuda":
         result["max_memory_allocated"] = torch.cuda.max_memory_allocated()
+    floor = result["floor"]
     print(f"{args.arch}, batch {len(labels)}, {device}, {precision}, {'compiled' if compiled else 'eager'} ({reason})")
     for name, rate in rates.items():
-        print(f"  {name:16s} {rate:9.0f} images/s   ours is {rates['step'] / rate:5.2f}x")
-    print(f"  floor of arithmetic {floor:.0f} images/s: {flops / 1e9:.1f} GFLOP a step at {peak / 1e9:.0f} GFLOP/s")
+        print(f"  {name:20s} {rate:9.0f} images/s   ours is {rates['step'] / rate:5.2f}x   {CONTENDERS[name]}")
+    print(f"  masked at lambda {args.lam}: {result['masked_fraction']:.1%} of the pixels")
+    print(f"  floor of arithmetic for two passes: {floor['images_per_s']:.0f} images/s, "
+          f"{flops / 1e9:.1f} GFLOP a step at {peak / 1e9:.0f} GFLOP/s")  # fmt: skip
     print("  time: " + ", ".join(f"{name} {share:.0%}" for name, share in result["shares"].items()))
-    print(f"  held for backward: ours {held['step'] / 1e6:.0f} MB, reference {held['reference'] / 1e6:.0f} MB")
+    print("  held for backward: " + ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in held.items()))
     return result
 
 
@@ -337,10 +365,13 @@ def bench_data(args):
             rates[name].append(rate(stream))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     result = {
+        "what": "data",
+        "dataset": args.dataset,
         "images_per_s": medians,
         "ratio": medians["ours"] / medians["pil_loader"],
         "workers": args.workers,
         "batch_size": args.batch_size,
+        "versions": versions(device),
     }
     for name, value in medians.items():
         print(f"  {name:12s} {value:9.0f} images/s")
@@ -348,30 +379,106 @@ def bench_data(args):
     return result
 
 
+def cell(value, digits=0):
+    return f"{value:,.{digits}f}"
+
+
+def markdown(results):
+    """What `results`, of JSON lines that this command printed, say, as Markdown tables under a heading per machine."""
+    lines = []
+    machines = {}
+    for result in results:
+        held = result["versions"]
+        machines.setdefault(f"{held['device']}; torch {held['torch']}, Python {held['python']}", []).append(result)
+    for machine, measured in machines.items():
+        lines += [f"## {machine}", ""]
+        trained = [result for result in measured if result["what"] == "train"]
+        names = [name for name in CONTENDERS if any(name in result["images_per_s"] for result in trained)]
+        if trained:
+            lines += ["Training, images/s:", "", "| network | batch | computed | " + " | ".join(names) + " |"]
+            lines += ["| --- " * (3 + len(names)) + "|"]
+        for result in trained:
+            rates = result["images_per_s"]
+            how = f"{result['precision']}, {'compiled' if result['compiled'] else 'eager'}"
+            cells = [cell(rates[name]) if name in rates else "-" for name in names]
+            row = [network_name(result["network"]), str(result["batch_size"]), how, *cells]
+            lines.append("| " + " | ".join(row) + " |")
+        if trained:
+            lines += ["", "| network | step / reference | two passes / reference | step / plain full precision | "
+                      "step / full precision | pixels masked | two passes / floor of arithmetic | "
+                      "50,000 images, s | held for backward, one pass and two, of the reference's |",
+                      "| --- " * 9 + "|"]  # fmt: skip
+        for result in trained:
+            rates, held = result["images_per_s"], result["backward_bytes"]
+            ratios = [rates[a] / rates[b] for a, b in (
+                ("step", "reference"), ("two_passes", "reference"), ("step", "plain_full_precision"),
+                ("step", "full_precision"))]  # fmt: skip
+            row = [network_name(result["network"]), *(cell(ratio, 2) for ratio in ratios)]
+            row += [f"{result['masked_fraction']:.1%}", cell(rates["two_passes"] / result["floor"]["images_per_s"], 2)]
+            row += [cell(50_000 / rates["step"], 1)]
+            row += [", ".join(cell(held[name] / held["reference"], 2) for name in ("step", "two_passes"))]
+            lines.append("| " + " | ".join(row) + " |")
+        loaded = [result for result in measured if result["what"] == "data"]
+        if loaded:
+            lines += ["", "Data path alone, images/s:", "", "| data | ours | DataLoader with PIL transforms | ratio |",
+                      "| --- | --- | --- | --- |"]  # fmt: skip
+        for result in loaded:
+            rates = result["images_per_s"]
+            cells = [cell(rates["ours"]), f"{cell(rates['pil_loader'])} ({result['workers']} workers)"]
+            lines.append(f"| {result['dataset']} | {' | '.join(cells)} | {cell(result['ratio'], 1)} |")
+        lines.append("")
+    if any(result["what"] == "train" for result in results):
+        lines += [f"- `{name}`: {text}" for name, text in CONTENDERS.items() if name in names]
+    return "\n".join(lines).rstrip()
+
+
+def network_name(network):
+    head = network.get("variant") or network.get("recovery")
+    return network["arch"] + (f" + {head}" if head else "")
+
+
+def print_table(args):
+    results = []
+    for path in args.results:
+        try:
+            results.append(json.loads(Path(path).read_text().splitlines()[-1]))
+            results[-1]["images_per_s"]["ours" if results[-1]["what"] == "data" else "reference"]
+        except (OSError, UnicodeDecodeError, ValueError, KeyError, IndexError, TypeError):
+            raise RunError(f"{path} holds no result of utils.bench --json") from None
+    print(markdown(results))
+
+
 def build_parser():
     parser = Parser(prog="utils.bench", description=__doc__)
-    parser.add_argument("what", choices=("train", "data"), help="the training step, or the data path alone")
-    parser.add_argument("--dataset", choices=("random", *data.DATASETS, "imagenet"), default="random")
-    parser.add_argument("--data-dir", metavar="DIR")
-    archs = dict.fromkeys(ARCHS[CIFAR] + ARCHS[IMAGENET])
-    add_network_flags(parser, list(archs), variants=True)
-    parser.add_argument("--lam", type=fraction, default=0.15)
-    parser.add_argument("--ires-variant", choices=VARIANTS, default="paper")
-    parser.add_argument("--batch-size", type=positive_int, default=128)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto")
-    parser.add_argument("--compile", choices=("auto", "off", "on"), default="auto")
-    parser.add_argument("--workers", type=positive_int, default=2, help="of the PIL loader")
-    parser.add_argument("--warmup", type=positive_int, default=3, help="steps that are not counted")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="turns that every contender gets")
-    parser.add_argument("--steps", type=positive_int, default=5, help="steps in a turn")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    commands = parser.add_subparsers(dest="what", required=True, parser_class=Parser)
+    for name, help in (("train", "the training step"), ("data", "the data path alone")):
+        sub = commands.add_parser(name, help=help)
+        sub.add_argument("--dataset", choices=("random", *data.DATASETS, "imagenet"), default="random")
+        sub.add_argument("--data-dir", metavar="DIR")
+        archs = dict.fromkeys(ARCHS[CIFAR] + ARCHS[IMAGENET])
+        add_network_flags(sub, list(archs), variants=True)
+        sub.add_argument("--lam", type=fraction, default=0.15)
+        sub.add_argument("--ires-variant", choices=VARIANTS, default="paper")
+        sub.add_argument("--batch-size", type=positive_int, default=128)
+        sub.add_argument("--device", default="auto")
+        sub.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto")
+        sub.add_argument("--compile", choices=("auto", "off", "on"), default="auto")
+        sub.add_argument("--workers", type=positive_int, default=2, help="of the PIL loader")
+        sub.add_argument("--warmup", type=positive_int, default=3, help="steps that are not counted")
+        sub.add_argument("--rounds", type=positive_int, default=5, help="turns that every contender gets")
+        sub.add_argument("--steps", type=positive_int, default=5, help="steps in a turn")
+        sub.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    table = commands.add_parser("table", help="what was measured, as Markdown")
+    table.add_argument("results", nargs="+", metavar="FILE", help="what --json printed")
     return parser
 
 
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
+    if args.what == "table":
+        print_table(args)
+        return
     args.arch = args.arch or ("resnet18" if args.dataset == "imagenet" else "resnet20")
     try:
         result = bench_train(args) if args.what == "train" else bench_data(args)

@@ -106,7 +106,7 @@ def train(
         args.compile, precision.device, (args.epochs - state.epoch) * len(train) - state.step
     )
     if compiled:
-        step.compile()
+        engine.compile_step(step, precision.device, options.get("accumulate", 1))
     writer = None
     if main:
         size = data["image_size"]
