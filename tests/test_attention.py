@@ -51,6 +51,15 @@ def test_the_figure_is_written(files, tmp_path, capsys):
     assert pixels.std() > 20, "an empty figure"
 
 
+def test_test_images_are_picked_by_number(files, tmp_path, capsys, fails):
+    out = tmp_path / "figure.png"
+    flags = ["--checkpoint", str(files[0][0]), "--dataset", "digits", "--output", str(out)]
+    attention.main([*flags, "--pick", "0", "359"])
+    assert "2 images, 1 networks" in capsys.readouterr().out
+    assert out.stat().st_size > 1000
+    assert fails(attention.main, *flags, "--pick", 360)[0] == 2
+
+
 def test_mistakes_get_one_line(files, tmp_path, fails):
     checkpoints, image = files
     assert fails(attention.main)[0] == 2

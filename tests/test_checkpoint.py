@@ -47,6 +47,22 @@ def test_strip_leaves_the_network_alone(paths, tmp_path, fails):
     checkpoint.main(["strip", str(paths[1]), str(out), "--force"])
 
 
+def test_strip_in_half_precision_moves_no_sign(paths, tmp_path):
+    payload = checkpoint.read(paths[0])
+    small = payload["model"]["stages.1.0.conv.weight"]
+    small.view(-1)[0] = -1e-9  # 0 in float16, and the sign of 0 is +1
+    checkpoint.save(paths[0], payload)
+    out = tmp_path / "half.pt"
+    checkpoint.main(["strip", "--half", str(paths[0]), str(out)])
+    assert out.stat().st_size < 0.6 * paths[0].stat().st_size
+    before, after = (checkpoint.load_model(path).state_dict() for path in (paths[0], out))
+    assert torch.equal(before["stages.1.0.conv.weight"], after["stages.1.0.conv.weight"])
+    for key, value in before.items():
+        assert after[key].dtype == value.dtype
+        assert torch.equal(after[key] >= 0, value >= 0)
+        assert torch.allclose(after[key].double(), value.double(), rtol=1e-3, atol=1e-6)
+
+
 def test_average_is_the_mean_with_statistics_of_its_own(paths):
     batches = [(torch.randn(8, 3, 32, 32),) for _ in range(2)]
     payload = average(paths, batches)

@@ -1,11 +1,12 @@
 """Tables from the folders of finished runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from utils import tables
+from utils import refresh, tables
 from utils.paper import LAMBDAS, TABLES
 from utils.results import identity, mean_std
 
@@ -61,7 +62,7 @@ def test_every_table_prints_with_no_runs_at_all(table, tmp_path, capsys):
 
 def test_runs_as_they_are(runs, capsys):
     out = lines(capsys, "runs", "--runs", runs)
-    assert "| fp | resnet20, bireal | 32/32 | 99.00 | 100.00 | 360 | 40.00 | 0.50 | 12 |" in out
+    assert "| fp | digits | 5 | resnet20, bireal | 32/32 | 99.00 | 100.00 | 360 | 40.00 | 0.50 | 12 |" in out
 
 
 def test_figure_7_is_drawn(runs, capsys):
@@ -69,6 +70,10 @@ def test_figure_7_is_drawn(runs, capsys):
         write_run(runs / f"lam{lam}", 90 + lam, ires=True, lam=lam, mu=0.5)
     lines(capsys, "fig7", "--runs", runs, "--plot", runs / "plot.png")
     assert (runs / "plot.png").read_bytes().startswith(b"\x89PNG")
+    points = (runs / "plot.csv").read_text().splitlines()
+    assert points[0] == "method,data,epochs,lambda,top1_last,seeds"
+    assert "IRes,digits,5,0.3,90.30,1" in points
+    assert len(points) == 1 + len(LAMBDAS) + 2  # and IRes + CIRec at lambda 0.15
 
 
 def test_identity_does_not_depend_on_how_flags_are_written():
@@ -103,9 +108,42 @@ def test_mistakes_get_one_line(tmp_path, fails):
     assert fails(tables.main, "1", "--runs", tmp_path)[0] == 1
 
 
-def test_the_committed_results_are_those_that_the_readme_shows(capsys):
+def test_what_ires_masked(runs, capsys):
+    for folder in ("ir2net", "longer"):
+        shutil.rmtree(runs / folder)
+    write_run(runs / "masking", 90, ires=True, lam=0.9, mu=0.5, ires_variant="paper")
+    for folder in (path.parent for path in runs.rglob("summary.json")):
+        rows = "".join(f"{epoch},0.{epoch}\n" for epoch in range(1, 6))
+        (folder / "metrics.csv").write_text("epoch,train_masked_fraction\n" + rows)
+    out = [line for line in lines(capsys, "masked", "--runs", runs) if line.startswith("| masking ")]
+    assert out == [
+        "| masking | digits | paper | 0.9 | none | 10.00% | 20.00% | 30.00% | 40.00% | 50.00% | 50.00% | 90.00 |"
+    ]
+
+
+def test_a_folder_of_images_goes_by_its_name(runs, capsys):
+    write_run(runs / "own", 70.0, dataset="folder", data_dir="data/my-images")
+    assert "| own | my-images | 5 |" in "\n".join(lines(capsys, "runs", "--runs", runs))
+
+
+def test_the_committed_results_are_those_that_the_pages_show(monkeypatch, capsys):
     root = Path(__file__).parent.parent
-    table = lines(capsys, "runs", "--runs", root / "results")
-    assert len(table) > 2
-    shown = (root / "results" / "README.md").read_text()
-    assert "\n".join(table) in shown
+    monkeypatch.chdir(root)
+    pages = ["README.md", *sorted(str(path.relative_to(root)) for path in (root / "results").glob("*.md"))]
+    refresh.main(["--check", *pages])
+    assert capsys.readouterr().out.count("up to date") == len(pages)
+
+
+def test_a_page_is_refreshed_between_its_marks_alone(runs, tmp_path, monkeypatch, capsys, fails):
+    page = tmp_path / "page.md"
+    text = f"Before.\n<!-- python -m utils.tables runs --runs {runs} -->\nold\n<!-- end -->\nAfter.\n"
+    page.write_text(text)
+    assert fails(refresh.main, "--check", page)[0] == 1
+    assert page.read_text() == text
+    refresh.main([str(page)])
+    new = page.read_text()
+    assert new.startswith("Before.\n<!--")
+    assert new.endswith("<!-- end -->\nAfter.\n")
+    assert "| fp | digits | 5 |" in new
+    assert "old" not in new
+    refresh.main(["--check", str(page)])

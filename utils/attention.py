@@ -3,6 +3,7 @@
 Figures 1 and 8 of the paper: several checkpoints (full precision, baseline, IR²Net) side by side.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
+from cifar import data
 from cifar.data import MEAN, STD
 from models import family_of
 from models.methods import IMAGENET
 from modules.restriction import VARIANTS, attention_map, attention_mask
 from utils.checkpoint import add_bits_flags, network_text, open_model
-from utils.command import Parser, RunError, UsageError, command, fraction
+from utils.command import Parser, RunError, UsageError, command, fraction, non_negative_int
 
 
 def read_image(path, size):
@@ -52,10 +54,27 @@ def attention_of(model, images, lam=0.15, variant="paper"):
     return maps, attention_mask(taps[-1], size, lam, variant).squeeze(1)
 
 
-def draw(networks, files, output, lam, variant):
+def pictures_of(args):
+    """[(title, function of a size, which gives the image as `read_image` does)] of the flags."""
+    pictures = [(Path(file).stem, partial(read_image, file)) for file in args.images]
+    if args.pick:
+        (test,) = data.load(args.dataset, args.data_dir, splits=("test",))
+        if max(args.pick) >= len(test):
+            raise UsageError(f"--pick {max(args.pick)}: {args.dataset} has {len(test)} test images")
+
+        def picked(index, size):
+            image = test.images[index].float() / 255
+            return F.interpolate(image[None], (size, size), mode="bilinear", align_corners=False)[0]
+
+        for index in args.pick:
+            pictures.append((f"{test.classes[test.labels[index]]} (test image {index})", partial(picked, index)))
+    return pictures
+
+
+def draw(networks, pictures, output, lam, variant):
     """Write the figure: a row per image and network; input, maps from stem to last stage, input under the mask.
 
-    networks: [(name, model, image size)].
+    networks: [(name, model, image size)]; pictures: as `pictures_of` gives them.
     """
     import matplotlib
 
@@ -63,11 +82,11 @@ def draw(networks, files, output, lam, variant):
     from matplotlib import pyplot
 
     rows = []
-    for file in files:
+    for title, picture in pictures:
         for name, model, size in networks:
-            image = read_image(file, size)
+            image = picture(size)
             maps, mask = attention_of(model, image[None], lam, variant)
-            rows.append((f"{file.stem}\n{name}", image.permute(1, 2, 0).numpy(), [m[0].numpy() for m in maps], mask[0]))
+            rows.append((f"{title}\n{name}", image.permute(1, 2, 0).numpy(), [m[0].numpy() for m in maps], mask[0]))
     columns = 2 + max(len(maps) for _, _, maps, _ in rows)
     figure, axes = pyplot.subplots(
         len(rows), columns, figsize=(1.6 * columns, 1.7 * len(rows)), squeeze=False, layout="constrained"
@@ -83,7 +102,7 @@ def draw(networks, files, output, lam, variant):
             line[1 + i].set_title("stem" if i == 0 else f"stage {i}" if i < len(maps) - 1 else "last", fontsize=7)
         line[-1].imshow(image * mask.numpy()[:, :, None])
         line[-1].set_title(f"IRes: {1 - mask.mean().item():.0%} masked", fontsize=7)
-    figure.savefig(output, dpi=110)
+    figure.savefig(output, dpi=90, metadata={"Software": None} if Path(output).suffix == ".png" else None)
     pyplot.close(figure)
 
 
@@ -91,6 +110,9 @@ def build_parser():
     parser = Parser(prog="utils.attention", description=__doc__)
     parser.add_argument("--checkpoint", nargs="+", metavar="PATH", default=[], help="networks, side by side")
     parser.add_argument("--images", nargs="+", metavar="FILE", default=[])
+    parser.add_argument("--dataset", choices=data.DATASETS, default="digits", help="whose test images --pick takes")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
+    parser.add_argument("--pick", nargs="+", type=non_negative_int, metavar="N", default=[], help="test images to draw")
     parser.add_argument("--output", metavar="PNG", default="attention.png")
     parser.add_argument("--lam", type=fraction, default=0.15, help="IRes: mask below lam times the mean attention")
     parser.add_argument("--ires-variant", choices=VARIANTS, default="paper")
@@ -101,8 +123,8 @@ def build_parser():
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
-    if not args.checkpoint or not args.images:
-        raise UsageError("--checkpoint PATH ... and --images FILE ... are needed")
+    if not args.checkpoint or not (args.images or args.pick):
+        raise UsageError("--checkpoint PATH ... and --images FILE ..., or --pick N ..., are needed")
     output = Path(args.output)
     if output.suffix not in (".png", ".pdf", ".svg"):
         raise UsageError(f"--output {output}: name a .png, .pdf or .svg file")
@@ -114,11 +136,12 @@ def main(argv=None):
         network = description.network
         size = 224 if family_of(network.get("dataset", "cifar10")) == IMAGENET else network.get("image_size", 32)
         bits = "/".join(str(network.get(f"{side}_bits", 1)) for side in ("weight", "activation"))
-        name = f"{Path(path).parent.name or Path(path).stem} {bits}"
+        name = f"{'/'.join(Path(path).with_suffix('').parts[-2:])} {bits}"
         networks.append((name, model, size))
         print(f"{path}: {network_text(network)}")
-    draw(networks, [Path(file) for file in args.images], output, args.lam, args.ires_variant)
-    print(f"{args.output}: {len(args.images)} images, {len(networks)} networks")
+    pictures = pictures_of(args)
+    draw(networks, pictures, output, args.lam, args.ires_variant)
+    print(f"{args.output}: {len(pictures)} images, {len(networks)} networks")
 
 
 if __name__ == "__main__":

@@ -248,6 +248,12 @@ def info(path):
     return found | ({"released": payload["released"]["name"]} if "released" in payload else {})
 
 
+def _halved(tensor):
+    """A matrix or kernel in float16, unless that moves a number across 0, where signs are taken; others as they are."""
+    half = tensor.half() if tensor.dim() > 1 else tensor
+    return half if torch.equal(half >= 0, tensor >= 0) else tensor
+
+
 def build_parser():
     from cifar.data import DATASETS
 
@@ -259,6 +265,7 @@ def build_parser():
     sub = commands.add_parser("strip", help="leave out what only training needs")
     sub.add_argument("path")
     sub.add_argument("out")
+    sub.add_argument("--half", action="store_true", help="matrices and kernels in float16, where no sign is lost by it")
     sub.add_argument("--force", action="store_true", help="replace OUT if it exists")
     sub = commands.add_parser("average", help="average weights, and estimate BatchNorm's statistics anew")
     sub.add_argument("out")
@@ -287,7 +294,10 @@ def main(argv=None):
     if args.command == "strip":
         payload = read_ours(args.path)
         network_of(payload, args.path)
-        save(out, {name: value for name, value in payload.items() if name not in TRAINING_STATE})
+        kept = {name: value for name, value in payload.items() if name not in TRAINING_STATE}
+        if args.half:
+            kept["model"] = {key: _halved(value) for key, value in kept["model"].items()}
+        save(out, kept)
         print(f"{out}: {Path(args.path).stat().st_size / 1e6:.2f} MB -> {out.stat().st_size / 1e6:.2f} MB")
         return
     from utils.averaging import average_on_training_images  # it needs this module

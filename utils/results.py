@@ -1,5 +1,6 @@
 """Finished runs, read back from their folders, and which of them are the same experiment."""
 
+import csv
 import json
 import statistics
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from models import CIFAR_DEFAULTS, METHODS, family_of
 from models.methods import IMAGENET
 from utils.command import RunError, UsageError
-from utils.run import ARGS, SUMMARY
+from utils.run import ARGS, METRICS, SUMMARY
 
 DEFAULTS = {
     "dataset": "cifar10",
@@ -39,8 +40,22 @@ class Result:
     """A finished run: its name (path below the folder searched), flags (args.json) and outcome (summary.json)."""
 
     name: str
+    path: Path
     args: dict
     summary: dict
+
+    @property
+    def data_name(self):
+        """What the data are called: a folder of images by its own name."""
+        return Path(self.args["data_dir"]).name if self.args["dataset"] == "folder" else self.args["dataset"]
+
+    def metrics(self):
+        """The rows of metrics.csv, one per epoch, as {column: text}. Raises RunError if they are not there."""
+        try:
+            with open(self.path / METRICS, newline="") as file:
+                return list(csv.DictReader(file))
+        except OSError as error:
+            raise RunError(f"{self.path} is not a whole run: {error}") from None
 
     @property
     def schedule(self):
@@ -66,7 +81,7 @@ def collect(folders):
                     raise ValueError(f"it does not tell {', '.join(sorted(missing))}")
             except (OSError, ValueError, AttributeError, TypeError) as error:
                 raise RunError(f"{path.parent} is not a whole run: {error}") from None
-            found.append(Result(str(path.parent.relative_to(folder)), args, summary))
+            found.append(Result(str(path.parent.relative_to(folder)), path.parent, args, summary))
     return found
 
 

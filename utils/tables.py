@@ -1,12 +1,16 @@
 """Print a table of the paper as Markdown, the paper's figures beside those of our finished runs."""
 
+import csv
 import shlex
 import statistics
+from pathlib import Path
 
 from utils import table6
 from utils.command import Parser, UsageError, command
 from utils.paper import TABLES
 from utils.results import collect, grouped, identity, mean_std
+
+HELP = "the paper's table; runs: every run found; masked: what IRes masked in each"
 
 
 def markdown_table(header, rows):
@@ -20,12 +24,10 @@ def _percent(value):
 
 
 def _data(results):
-    data = results[0].summary["data"]
     seconds = statistics.mean(r.summary["seconds"] for r in results)
     device = results[0].summary["versions"]["device"]
-    name = data.get("label") or data["dataset"]
     return [
-        f"{name}, {results[0].summary['images']} images",
+        f"{results[0].data_name}, {results[0].summary['images']} images",
         results[0].summary["epochs"],
         f"{device}, {seconds:.0f} s",
     ]
@@ -95,6 +97,8 @@ def runs_table(results):
         rows.append(
             [
                 r.name,
+                r.data_name,
+                r.summary["epochs"],
                 f"{r.args['arch']}, {method}",
                 f"{r.args['weight_bits']}/{r.args['activation_bits']}",
                 f"{r.summary['top1_last']:.2f}",
@@ -105,20 +109,35 @@ def runs_table(results):
                 f"{r.summary['seconds']:.0f}",
             ]
         )
-    header = ["run", "network", "W/A", "last %", "best %", "images", "BOPs 1e6", "FLOPs 1e6", "seconds"]
+    header = ["run", "data", "epochs", "network", "W/A", "last %", "best %", "images"]
+    header += ["BOPs 1e6", "FLOPs 1e6", "seconds"]
+    return "\n".join(markdown_table(header, rows))
+
+
+def masked_table(results):
+    """Markdown of what IRes masked: a line per run with it, and the fraction of pixels along the training."""
+    parts = {"epoch 1": 0, "1/4": 0.25, "1/2": 0.5, "3/4": 0.75, "last": 1}
+    rows = []
+    for r in results:
+        if r.args["ires"]:
+            fractions = [float(row["train_masked_fraction"]) for row in r.metrics()]
+            at = [f"{fractions[round(part * (len(fractions) - 1))]:.2%}" for part in parts.values()]
+            settings = [r.data_name, *(r.args[name] for name in ("ires_variant", "lam")), r.args["recovery"] or "none"]
+            rows.append([r.name, *settings, *at, f"{max(fractions):.2%}", f"{r.summary['top1_last']:.2f}"])
+    header = ["run", "data", "variant", "λ", "recovery", *parts, "most in an epoch", "last %"]
     return "\n".join(markdown_table(header, rows))
 
 
 def build_parser():
     parser = Parser(prog="utils.tables", description=__doc__)
-    parser.add_argument("table", choices=[*TABLES, "6", "runs"], help="the paper's table; runs: every run found")
+    parser.add_argument("table", choices=[*TABLES, "6", "runs", "masked"], help=HELP)
     parser.add_argument("--runs", nargs="+", metavar="DIR", default=["results"], help="folders with finished runs")
-    parser.add_argument("--plot", metavar="PNG", help="fig7: also draw it")
+    parser.add_argument("--plot", metavar="PNG", help="fig7: also draw it, and write its points beside")
     return parser
 
 
 def plot_lambda(results, path):
-    """Draw figure 7, accuracy over lambda, from the runs of its cells."""
+    """Draw figure 7, accuracy over lambda, from the runs of its cells; its points go into a CSV file beside it."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -130,17 +149,22 @@ def plot_lambda(results, path):
         if key in cells:
             name = cells[key].method.split(",")[0]
             accuracy = statistics.mean(r.summary["top1_last"] for r in runs)
-            label = f"{name}: {schedule[0]}, {schedule[2]} epochs"
-            groups.setdefault(label, []).append((cells[key].flags["lam"], accuracy))
+            groups.setdefault((name, runs[0].data_name, schedule[2]), []).append((cells[key].flags["lam"], accuracy, len(runs)))
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for label, points in sorted(groups.items()):
-        axes.plot(*zip(*sorted(points)), marker="o", label=label)
+    for (name, data, epochs), points in sorted(groups.items()):
+        lams, accuracies, _ = zip(*sorted(points))
+        axes.plot(lams, accuracies, marker="o", label=f"{name}: {data}, {epochs} epochs")
     axes.set(xlabel="λ", ylabel="top-1 accuracy after the last epoch (%)")
     axes.grid(alpha=0.3)
     if groups:
         axes.legend()
     try:
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=120, metadata={"Software": None})
+        with open(Path(path).with_suffix(".csv"), "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["method", "data", "epochs", "lambda", "top1_last", "seeds"])
+            for curve, points in sorted(groups.items()):
+                writer.writerows([*curve, lam, f"{accuracy:.2f}", seeds] for lam, accuracy, seeds in sorted(points))
     except ValueError as error:
         raise UsageError(f"cannot write {path}: {error}") from None
 
@@ -156,6 +180,9 @@ def main(argv=None):
     results = collect(args.runs)
     if args.table == "runs":
         print(runs_table(results))
+        return
+    if args.table == "masked":
+        print(masked_table(results))
         return
     print(accuracy_table(args.table, results))
     if args.plot:

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Evaluate every network in checkpoints/ and compare with what its run measured (results/). Digits need no download.
+#   DATA_DIR=dir   CIFAR-10's images, for the networks that were trained on them
+source "$(dirname "$0")/setup.sh"
+python -m utils.verify ${DATA_DIR:+--data-dir "$DATA_DIR"} "$@"

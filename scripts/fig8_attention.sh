@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Figures 1 and 8: where the full-precision network, the binary baseline and IR²Net look, stage by stage, and what IRes
+# would mask; from the networks in checkpoints/.
+#   DATA_DIR=dir   a folder of CIFAR-10's images, DIR/test/<class>/: draw on them (default: digits, which need no download)
+#   PICK="0 1"     numbers of the test images
+#   LAM=x          lambda of the masks (default: 0.15; at 1, half of the picture falls)
+#   OUT=file.png   (default: results/fig8_<data>.png)
+source "$(dirname "$0")/setup.sh"
+if [ -n "${DATA_DIR:-}" ]; then
+    networks=(checkpoints/cifar10_jpeg/{fp/seed0.pt,baseline/seed0.packed,ir2net/seed0.packed})
+    images=(--dataset folder --data-dir "$DATA_DIR" --pick ${PICK:-1 3004 5010})
+    out=${OUT:-results/fig8_cifar10.png}
+else
+    networks=(checkpoints/digits/{fp.pt,baseline.packed,ir2net.packed})
+    images=(--dataset digits --pick ${PICK:-0 1 2})
+    out=${OUT:-results/fig8_digits.png}
+fi
+python -m utils.attention --checkpoint "${networks[@]}" "${images[@]}" --lam "${LAM:-0.15}" --output "$out" "$@"

@@ -1,0 +1,86 @@
+"""Checkpoints are held to what their runs promise."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cifar import data, train
+from utils import checkpoint, packed, verify
+from utils.checkpoint import load_model
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A run of one epoch on digits, and its network, packed."""
+    root = tmp_path_factory.mktemp("verify")
+    flags = [
+        "--dataset",
+        "digits",
+        "--epochs",
+        "1",
+        "--arch",
+        "resnet20",
+        "--output-dir",
+        str(root / "results" / "one"),
+    ]
+    train.main([*flags, "--device", "cpu", "--no-progress"])
+    last = root / "results" / "one" / "last.pt"
+    (root / "checkpoints").mkdir()
+    packed.write_packed(root / "checkpoints" / "one.packed", load_model(last), checkpoint.read(last)["network"])
+    return root
+
+
+def flags(tree):
+    return ["--checkpoints", str(tree / "checkpoints"), "--results", str(tree / "results")]
+
+
+def test_a_network_keeps_the_promise_of_its_run(tree, capsys):
+    verify.main(flags(tree))
+    assert "| as promised |" in capsys.readouterr().out
+
+
+def test_a_broken_promise_fails(tree, fails):
+    path = tree / "results" / "one" / "summary.json"
+    text = path.read_text()
+    summary = json.loads(text)
+    path.write_text(json.dumps(summary | {"top1_last": summary["top1_last"] + 1}))
+    try:
+        status, line = fails(verify.main, *flags(tree))
+    finally:
+        path.write_text(text)
+    assert status == 1
+    assert "one.packed" in line
+
+
+def test_what_cannot_be_compared_is_not_called_right(tree, capsys, tiny_folder):
+    path = tree / "results" / "one" / "args.json"
+    text = path.read_text()
+    path.write_text(json.dumps(json.loads(text) | {"dataset": "folder", "data_dir": "elsewhere/images"}))
+    try:
+        verify.main(flags(tree))
+    finally:
+        path.write_text(text)
+    assert "| images, 1 epochs |" in (out := capsys.readouterr().out)
+    assert "| not evaluated: it needs --data-dir |" in out
+
+
+def test_other_images_prove_nothing(tree, capsys, monkeypatch):
+    (test,) = data.load("digits", splits=("test",))
+    test.images[0] += 1
+    monkeypatch.setattr(data, "load", lambda *args, **kwargs: [test])
+    verify.main(flags(tree))
+    assert "| other images than the run's |" in capsys.readouterr().out
+
+
+def test_mistakes_get_one_line(tree, tmp_path, fails):
+    assert fails(verify.main, "--checkpoints", tmp_path, "--results", tree / "results")[0] == 2
+    (tmp_path / "stray.packed").write_bytes((tree / "checkpoints" / "one.packed").read_bytes())
+    assert fails(verify.main, "--checkpoints", tmp_path, "--results", tree / "results")[0] == 1
+
+
+def test_the_committed_checkpoints_are_small_and_have_runs():
+    root = Path(__file__).parent.parent
+    found = verify.pairs(root / "checkpoints", root / "results")
+    assert {"digits", "folder"} == {result.args["dataset"] for _, result in found}
+    assert max(path.stat().st_size for path, _ in found) < 1e6

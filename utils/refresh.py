@@ -1,0 +1,55 @@
+"""Write what commands print into Markdown files, between the marks that name them, so that no figure is typed by hand.
+
+A mark is a comment that holds a command, and the line `<!-- end -->` after what it printed:
+
+    <!-- python -m utils.tables 1 --runs results -->
+    <!-- end -->
+"""
+
+import contextlib
+import glob
+import importlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+from utils.command import Parser, RunError, command
+from utils.run import write_atomic
+
+BLOCK = re.compile(r"^(<!-- python -m (utils\.\w+) (.*?) -->\n)(.*?)^(<!-- end -->)$", re.MULTILINE | re.DOTALL)
+
+
+def refreshed(text):
+    """`text` with the output of every command that it names, run from the current folder."""
+
+    def run(block):
+        start, module, flags, _, end = block.groups()
+        words = [path for word in shlex.split(flags) for path in sorted(glob.glob(word)) or [word]]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            importlib.import_module(module).main(words)
+        return f"{start}\n{printed.getvalue().strip()}\n\n{end}"
+
+    return BLOCK.sub(run, text)
+
+
+@command
+def main(argv=None):
+    parser = Parser(prog="utils.refresh", description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is not what it should be")
+    args = parser.parse_args(argv)
+    for path in map(Path, args.files):
+        text = path.read_text()
+        new = refreshed(text)
+        if new == text:
+            print(f"{path}: up to date")
+        elif args.check:
+            raise RunError(f"{path} is not what its commands print: python -m utils.refresh {path}")
+        else:
+            write_atomic(path, new)
+            print(f"{path}: refreshed")
+
+
+if __name__ == "__main__":
+    main()

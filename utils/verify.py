@@ -1,0 +1,86 @@
+"""Evaluate the committed checkpoints, and compare each with what its run measured after its last epoch.
+
+checkpoints/NAME.packed, or .pt, is the network that the run in results/NAME ended with. What a run on CIFAR-10 gave is
+verified where the same images are to be had; other images are scored, and nothing is concluded.
+"""
+
+from pathlib import Path
+
+from cifar import data
+from utils import engine
+from utils.checkpoint import open_model
+from utils.command import Parser, RunError, UsageError, command
+from utils.losses import cross_entropy
+from utils.results import collect
+from utils.tables import markdown_table
+
+SUFFIXES = (".packed", ".pt")
+
+
+def pairs(checkpoints, results):
+    """[(path of a checkpoint, Result of its run)], sorted. Raises UsageError for a folder without checkpoints or runs,
+    RunError for a checkpoint without a run."""
+    runs = {result.name: result for result in collect([results])}
+    files = sorted(path for path in Path(checkpoints).rglob("*") if path.suffix in SUFFIXES)
+    if not files:
+        raise UsageError(f"no checkpoint in {checkpoints}")
+    found = []
+    for path in files:
+        name = str(path.relative_to(checkpoints).with_suffix(""))
+        if name not in runs:
+            raise RunError(f"{path} has no run {Path(results) / name}")
+        found.append((path, runs[name]))
+    return found
+
+
+def test_images(result, data_dir):
+    """The test images of a run's data set, an ImageSet; None if they need a folder and none is given."""
+    dataset = result.args["dataset"]
+    if dataset != "digits":
+        if data_dir is None:
+            return None
+        dataset = "folder" if (Path(data_dir) / "test").is_dir() else "cifar10"
+    return data.load(dataset, data_dir, progress=False, splits=("test",))[0]
+
+
+def may_differ(images):
+    """Images that rounding may classify otherwise on another machine: one in a thousand, and one at least."""
+    return max(1, images // 1000)
+
+
+@command
+def main(argv=None):
+    parser = Parser(prog="utils.verify", description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoints", metavar="DIR", default="checkpoints")
+    parser.add_argument("--results", metavar="DIR", default="results")
+    parser.add_argument("--data-dir", metavar="DIR", help="CIFAR-10, as torchvision has it or DIR/test/<class>/")
+    args = parser.parse_args(argv)
+    device = engine.choose_device("cpu")
+    float32 = engine.Precision(device, None)
+    sets, rows, wrong = {}, [], []
+    for path, result in pairs(args.checkpoints, args.results):
+        dataset, promised = result.args["dataset"], result.summary["top1_last"]
+        if dataset not in sets:
+            sets[dataset] = test_images(result, args.data_dir)
+        images, score, verdict = sets[dataset], "-", "not evaluated: it needs --data-dir"
+        if images is not None:
+            model, _ = open_model(path)
+            tested = engine.evaluate(model, data.Batches(images, 500), len(images), cross_entropy, float32)
+            score = f"{tested['top1']:.2f}"
+            if images.fingerprint() != result.summary["data"]["test_fingerprint"]:
+                verdict = "other images than the run's"
+            elif abs(tested["top1"] - promised) <= 100 * may_differ(len(images)) / len(images) + 1e-9:
+                verdict = "as promised"
+            else:
+                verdict = "NOT as promised"
+                wrong.append(str(path))
+        trained = f"{result.data_name}, {result.summary['epochs']} epochs"
+        rows.append([path, f"{path.stat().st_size / 1e3:.0f}", trained, f"{promised:.2f}", score, verdict])
+    header = ["checkpoint", "kB", "trained on", "promised %", "measured %", "verdict"]
+    print(*markdown_table(header, rows), sep="\n")
+    if wrong:
+        raise RunError(f"not the accuracy of its run: {', '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    main()
