@@ -8,7 +8,7 @@ import torch
 from models import build_model
 from modules.binarize import BiRealSTE, ClipSTE
 from modules.restriction import IResLoss
-from utils import bench
+from utils import bench, speed
 from utils.engine import Precision
 from utils.losses import cross_entropy
 
@@ -78,3 +78,31 @@ def test_mistakes_get_one_line(fails):
     assert fails(bench.main, "data")[0] == 2
     assert fails(bench.main, "train", "--batch-size", 0)[0] == 2
     assert fails(bench.main, "train", "--method", "xnor", "--weight-bits", 32)[0] == 2
+
+
+def test_what_was_measured_is_told_in_tables(tmp_path, capsys, fails):
+    rates = {"step": 300, "two_passes": 150, "no_ires": 310, "full_precision": 600, "plain_full_precision": 200}
+    result = {
+        "what": "train",
+        "network": {"arch": "resnet20", "recovery": "cirec"},
+        "images_per_s": {**rates, "reference": 100},
+        "masked_fraction": 0.0,
+        "backward_bytes": {"step": 20, "two_passes": 40, "reference": 100},
+        "floor": {"images_per_s": 600},
+        "batch_size": 128,
+        "precision": "bfloat16",
+        "compiled": False,
+        "versions": {"device": "a processor", "torch": "2"},
+    }
+    loaded = {"what": "data", "dataset": "digits", "images_per_s": {"ours": 9000, "pil_loader": 900}, "ratio": 10.0}
+    loaded |= {"workers": 2, "versions": result["versions"]}
+    for name, content in (("train", result), ("data", loaded)):
+        (tmp_path / name).write_text(f"other lines\n{json.dumps(content)}\n")
+    speed.main([str(tmp_path / "train"), str(tmp_path / "data")])
+    out = capsys.readouterr().out
+    assert "### a processor, torch 2" in out
+    assert "| resnet20 + cirec | 128 | bfloat16, eager | 300 | 150 | 310 | 600 | 200 | 100 | - |" in out
+    assert "| resnet20 + cirec | 3.00 | 1.50 | 1.50 | 0.50 | 0.0% | 0.20 / 0.40 | 0.25 | 166.7 |" in out
+    assert "| digits | 9,000 | 900 (2 workers) | 10.0 |" in out
+    (tmp_path / "text").write_text("nothing\n")
+    assert fails(speed.main, tmp_path / "text")[0] == 1

@@ -20,7 +20,7 @@ from models import ARCHS, CIFAR, IMAGENET, build_model
 from modules.binarize import BiRealSTE, ClipSTE
 from modules.restriction import VARIANTS, IResLoss, PlainLoss
 from utils import engine
-from utils.command import Parser, RunError, UsageError, command, fraction, positive_int
+from utils.command import Parser, UsageError, command, fraction, positive_int
 from utils.losses import cross_entropy
 from utils.options import add_network_flags, network_config
 from utils.run import versions
@@ -32,8 +32,8 @@ CONTENDERS = {
     "step": "IRes at --lam; its second pass is left out where nothing is masked",
     "two_passes": "IRes at lambda 1, which always masks",
     "no_ires": "the same network without IRes",
-    "full_precision": "its full-precision twin without IRes and head, computed as ours is",
-    "plain_full_precision": "the twin, eager, float32, contiguous",
+    "full_precision": "its full-precision twin, without IRes and head, computed as ours is",
+    "plain_full_precision": "the twin as plain PyTorch has it: eager, float32, contiguous",
     "reference": "the plain reference, with IRes at --lam",
     "reference_pil": "the same, fed by a DataLoader with PIL transforms",
 }
@@ -379,106 +379,30 @@ def bench_data(args):
     return result
 
 
-def cell(value, digits=0):
-    return f"{value:,.{digits}f}"
-
-
-def markdown(results):
-    """What `results`, of JSON lines that this command printed, say, as Markdown tables under a heading per machine."""
-    lines = []
-    machines = {}
-    for result in results:
-        held = result["versions"]
-        machines.setdefault(f"{held['device']}; torch {held['torch']}, Python {held['python']}", []).append(result)
-    for machine, measured in machines.items():
-        lines += [f"## {machine}", ""]
-        trained = [result for result in measured if result["what"] == "train"]
-        names = [name for name in CONTENDERS if any(name in result["images_per_s"] for result in trained)]
-        if trained:
-            lines += ["Training, images/s:", "", "| network | batch | computed | " + " | ".join(names) + " |"]
-            lines += ["| --- " * (3 + len(names)) + "|"]
-        for result in trained:
-            rates = result["images_per_s"]
-            how = f"{result['precision']}, {'compiled' if result['compiled'] else 'eager'}"
-            cells = [cell(rates[name]) if name in rates else "-" for name in names]
-            row = [network_name(result["network"]), str(result["batch_size"]), how, *cells]
-            lines.append("| " + " | ".join(row) + " |")
-        if trained:
-            lines += ["", "| network | step / reference | two passes / reference | step / plain full precision | "
-                      "step / full precision | pixels masked | two passes / floor of arithmetic | "
-                      "50,000 images, s | held for backward, one pass and two, of the reference's |",
-                      "| --- " * 9 + "|"]  # fmt: skip
-        for result in trained:
-            rates, held = result["images_per_s"], result["backward_bytes"]
-            ratios = [rates[a] / rates[b] for a, b in (
-                ("step", "reference"), ("two_passes", "reference"), ("step", "plain_full_precision"),
-                ("step", "full_precision"))]  # fmt: skip
-            row = [network_name(result["network"]), *(cell(ratio, 2) for ratio in ratios)]
-            row += [f"{result['masked_fraction']:.1%}", cell(rates["two_passes"] / result["floor"]["images_per_s"], 2)]
-            row += [cell(50_000 / rates["step"], 1)]
-            row += [", ".join(cell(held[name] / held["reference"], 2) for name in ("step", "two_passes"))]
-            lines.append("| " + " | ".join(row) + " |")
-        loaded = [result for result in measured if result["what"] == "data"]
-        if loaded:
-            lines += ["", "Data path alone, images/s:", "", "| data | ours | DataLoader with PIL transforms | ratio |",
-                      "| --- | --- | --- | --- |"]  # fmt: skip
-        for result in loaded:
-            rates = result["images_per_s"]
-            cells = [cell(rates["ours"]), f"{cell(rates['pil_loader'])} ({result['workers']} workers)"]
-            lines.append(f"| {result['dataset']} | {' | '.join(cells)} | {cell(result['ratio'], 1)} |")
-        lines.append("")
-    if any(result["what"] == "train" for result in results):
-        lines += [f"- `{name}`: {text}" for name, text in CONTENDERS.items() if name in names]
-    return "\n".join(lines).rstrip()
-
-
-def network_name(network):
-    head = network.get("variant") or network.get("recovery")
-    return network["arch"] + (f" + {head}" if head else "")
-
-
-def print_table(args):
-    results = []
-    for path in args.results:
-        try:
-            results.append(json.loads(Path(path).read_text().splitlines()[-1]))
-            results[-1]["images_per_s"]["ours" if results[-1]["what"] == "data" else "reference"]
-        except (OSError, UnicodeDecodeError, ValueError, KeyError, IndexError, TypeError):
-            raise RunError(f"{path} holds no result of utils.bench --json") from None
-    print(markdown(results))
-
-
 def build_parser():
     parser = Parser(prog="utils.bench", description=__doc__)
-    commands = parser.add_subparsers(dest="what", required=True, parser_class=Parser)
-    for name, help in (("train", "the training step"), ("data", "the data path alone")):
-        sub = commands.add_parser(name, help=help)
-        sub.add_argument("--dataset", choices=("random", *data.DATASETS, "imagenet"), default="random")
-        sub.add_argument("--data-dir", metavar="DIR")
-        archs = dict.fromkeys(ARCHS[CIFAR] + ARCHS[IMAGENET])
-        add_network_flags(sub, list(archs), variants=True)
-        sub.add_argument("--lam", type=fraction, default=0.15)
-        sub.add_argument("--ires-variant", choices=VARIANTS, default="paper")
-        sub.add_argument("--batch-size", type=positive_int, default=128)
-        sub.add_argument("--device", default="auto")
-        sub.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto")
-        sub.add_argument("--compile", choices=("auto", "off", "on"), default="auto")
-        sub.add_argument("--workers", type=positive_int, default=2, help="of the PIL loader")
-        sub.add_argument("--warmup", type=positive_int, default=3, help="steps that are not counted")
-        sub.add_argument("--rounds", type=positive_int, default=5, help="turns that every contender gets")
-        sub.add_argument("--steps", type=positive_int, default=5, help="steps in a turn")
-        sub.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    table = commands.add_parser("table", help="what was measured, as Markdown")
-    table.add_argument("results", nargs="+", metavar="FILE", help="what --json printed")
+    parser.add_argument("what", choices=("train", "data"), help="the training step, or the data path alone")
+    parser.add_argument("--dataset", choices=("random", *data.DATASETS, "imagenet"), default="random")
+    parser.add_argument("--data-dir", metavar="DIR")
+    archs = dict.fromkeys(ARCHS[CIFAR] + ARCHS[IMAGENET])
+    add_network_flags(parser, list(archs), variants=True)
+    parser.add_argument("--lam", type=fraction, default=0.15)
+    parser.add_argument("--ires-variant", choices=VARIANTS, default="paper")
+    parser.add_argument("--batch-size", type=positive_int, default=128)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto")
+    parser.add_argument("--compile", choices=("auto", "off", "on"), default="auto")
+    parser.add_argument("--workers", type=positive_int, default=2, help="of the PIL loader")
+    parser.add_argument("--warmup", type=positive_int, default=3, help="steps that are not counted")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="turns that every contender gets")
+    parser.add_argument("--steps", type=positive_int, default=5, help="steps in a turn")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser
 
 
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
-    if args.what == "table":
-        print_table(args)
-        return
     args.arch = args.arch or ("resnet18" if args.dataset == "imagenet" else "resnet20")
     try:
         result = bench_train(args) if args.what == "train" else bench_data(args)

@@ -149,7 +149,9 @@ def plot_lambda(results, path):
         if key in cells:
             name = cells[key].method.split(",")[0]
             accuracy = statistics.mean(r.summary["top1_last"] for r in runs)
-            groups.setdefault((name, runs[0].data_name, schedule[2]), []).append((cells[key].flags["lam"], accuracy, len(runs)))
+            groups.setdefault((name, runs[0].data_name, schedule[2]), []).append(
+                (cells[key].flags["lam"], accuracy, len(runs))
+            )
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for (name, data, epochs), points in sorted(groups.items()):
         lams, accuracies, _ = zip(*sorted(points))

@@ -1,0 +1,89 @@
+"""Print what `utils.bench --json` measured, of one machine or several, as Markdown tables."""
+
+import json
+from pathlib import Path
+
+from utils.bench import CONTENDERS
+from utils.command import Parser, RunError, command
+from utils.tables import markdown_table
+
+RATIOS = (
+    ("step", "reference"),
+    ("two_passes", "reference"),
+    ("step", "plain_full_precision"),
+    ("step", "full_precision"),
+)
+CIFAR_IMAGES = 50_000
+
+
+def read(path):
+    """The result in the last line of a file. Raises RunError if there is none."""
+    try:
+        result = json.loads(Path(path).read_text().splitlines()[-1])
+        if {"what", "images_per_s", "versions"} <= result.keys():
+            return result
+    except (UnicodeDecodeError, ValueError, IndexError, AttributeError):
+        pass
+    raise RunError(f"{path} holds no result of utils.bench --json")
+
+
+def machine_of(result):
+    held = result["versions"]
+    return f"{held['device']}, torch {held['torch']}"
+
+
+def network_of(result):
+    network = result["network"]
+    return " + ".join(filter(None, (network["arch"], network.get("variant") or network.get("recovery"))))
+
+
+def training_table(results):
+    rows = []
+    for result in results:
+        rates = result["images_per_s"]
+        how = f"{result['precision']}, {'compiled' if result['compiled'] else 'eager'}"
+        cells = [f"{rates[name]:,.0f}" if name in rates else "-" for name in CONTENDERS]
+        rows.append([network_of(result), result["batch_size"], how, *cells])
+    return markdown_table(["network", "batch", "computed", *CONTENDERS], rows)
+
+
+def ratio_table(results):
+    rows = []
+    for result in results:
+        rates, held = result["images_per_s"], result["backward_bytes"]
+        memory = " / ".join(f"{held[name] / held['reference']:.2f}" for name in ("step", "two_passes"))
+        floor = rates["two_passes"] / result["floor"]["images_per_s"]
+        ratios = [f"{rates[ours] / rates[other]:.2f}" for ours, other in RATIOS]
+        masked, seconds = f"{result['masked_fraction']:.1%}", f"{CIFAR_IMAGES / rates['step']:.1f}"
+        rows.append([network_of(result), *ratios, masked, memory, f"{floor:.2f}", seconds])
+    header = ["network", *(f"{ours} : {other}" for ours, other in RATIOS), "pixels masked in step"]
+    header += ["bytes for backward, step / two_passes : reference", "two_passes : floor of arithmetic"]
+    return markdown_table([*header, f"seconds for {CIFAR_IMAGES:,} images"], rows)
+
+
+def data_table(results):
+    rows = []
+    for result in results:
+        rates = result["images_per_s"]
+        plain = f"{rates['pil_loader']:,.0f} ({result['workers']} workers)"
+        rows.append([result["dataset"], f"{rates['ours']:,.0f}", plain, f"{result['ratio']:.1f}"])
+    return markdown_table(["data path alone", "ours", "DataLoader with PIL transforms", "ratio"], rows)
+
+
+@command
+def main(argv=None):
+    parser = Parser(prog="utils.speed", description=__doc__)
+    parser.add_argument("results", nargs="+", metavar="FILE")
+    results = [read(path) for path in parser.parse_args(argv).results]
+    for machine in dict.fromkeys(map(machine_of, results)):
+        measured = [result for result in results if machine_of(result) == machine]
+        trained, loaded = ([r for r in measured if r["what"] == what] for what in ("train", "data"))
+        print(f"### {machine}\n\nImages/s, medians:\n")
+        for rows, table in ((trained, training_table), (trained, ratio_table), (loaded, data_table)):
+            if rows:
+                print(*table(rows), "", sep="\n")
+    print(*(f"- `{name}`: {text}" for name, text in CONTENDERS.items()), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
