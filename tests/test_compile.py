@@ -6,6 +6,7 @@ import torch
 from models import build_model
 from modules.binarize import anneal_estimators
 from modules.restriction import IResLoss
+from utils import engine
 from utils.losses import cross_entropy
 
 
@@ -53,3 +54,28 @@ def test_compiled_and_eager_losses_agree():
             optimizer.step()
             losses[compiled].append(loss.item())
     assert losses[True] == pytest.approx(losses[False], abs=1e-4)
+
+
+class Recorder:
+    """A step that keeps how it was compiled."""
+
+    def compile(self, **options):
+        self.options = options
+
+
+@pytest.mark.parametrize(
+    ("device", "accumulate", "ranks", "mode"),
+    [("cpu", 1, 1, "default"), ("cuda", 1, 1, "reduce-overhead"), ("cuda", 2, 1, "default"), ("cuda", 1, 2, "default")],
+)
+def test_cuda_graphs_are_for_one_gpu_and_whole_batches(device, accumulate, ranks, mode, monkeypatch):
+    monkeypatch.setattr(engine.distributed, "world_size", lambda: ranks)
+    step = Recorder()
+    engine.compile_step(step, torch.device(device), accumulate)
+    assert step.options == {"mode": mode}
+
+
+def test_automatic_precision_is_what_the_device_computes_in(monkeypatch):
+    for native, dtype in ((True, torch.bfloat16), (False, None)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        assert engine.choose_precision("auto", torch.device("cpu")).dtype is dtype
+    assert engine.choose_precision("off", torch.device("cpu")).dtype is None

@@ -145,3 +145,35 @@ def test_binary_and_full_precision_twins_share_their_shapes():
 def test_what_does_not_exist_is_refused_with_a_reason(config, message):
     with pytest.raises(ValueError, match=message):
         build_model(**config)
+
+
+@pytest.mark.parametrize("arch", ARCHS[CIFAR])
+def test_bfloat16_leaves_batchnorm_and_logits_in_float32(arch):
+    model = build_model(arch, recovery="cirec")
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = model.features(torch.randn(2, 3, 32, 32))
+        logits = model.classify(maps)
+    assert maps[-1].dtype == torch.bfloat16
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    assert {t.dtype for norm in norms for t in (norm.weight.grad, norm.running_mean, norm.running_var)} == {
+        torch.float32
+    }
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "resnet18"])
+def test_gradients_stay_channels_last_through_the_backbone(arch):
+    """BatchNorm's backward pass takes several times as long where its gradient lies otherwise than its input."""
+    model = build_model(arch, weight_bits=32, activation_bits=32).to(memory_format=torch.channels_last)
+    seen = []
+
+    def watch(module, inputs, output):
+        output.register_hook(lambda grad: seen.append(grad.is_contiguous(memory_format=torch.channels_last)))
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(watch)
+    model(torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)).sum().backward()
+    assert len(seen) >= 19
+    assert all(seen)
