@@ -2,4 +2,6 @@
 # Evaluate every network in checkpoints/ and compare with what its run measured (results/). Digits need no download.
 #   DATA_DIR=dir   CIFAR-10's images, for the networks that were trained on them
 source "$(dirname "$0")/setup.sh"
-python -m utils.verify ${DATA_DIR:+--data-dir "$DATA_DIR"} "$@"
+flags=()
+if [ -n "${DATA_DIR:-}" ]; then flags=(--data-dir "$DATA_DIR"); fi
+python -m utils.verify "${flags[@]}" "$@"

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Measure the training step and the data path (utils.bench) for CIFAR's backbones; results/speed.md is made from what it
-# writes. Let nothing else run meanwhile.
-#   OUT=dir     where the results go (default: results/speed)
+# Measure the training step and the data path for CIFAR's backbones, one JSON file each, and print them as tables.
+# Let nothing else run meanwhile.
+#   OUT=dir     where the files go (default: results/speed)
 #   ROUNDS=n    turns that each contender gets (default: 5)
 #   DATA_DIR=   a folder of images, to measure the data path on it too
 source "$(dirname "$0")/setup.sh"
 out=${OUT:-results/speed}
+rounds=${ROUNDS:-5}
+device=$(python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 mkdir -p "$out"
-name=$(python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 
-measure() { # measure FILE ARGUMENTS...: keep the JSON line
-    local file=$1
-    shift
-    python -m utils.bench "$@" --rounds "${ROUNDS:-5}" --json | tee "$file.tmp"
-    tail -n 1 "$file.tmp" >"$file"
-    rm "$file.tmp"
+keep() { # keep NAME: show what comes in, and keep its last line
+    tee /dev/stderr | tail -n 1 >"$out/$device-$1.json"
 }
 
-measure "$out/$name-data-digits.json" data --dataset digits
-if [ -n "${DATA_DIR:-}" ]; then measure "$out/$name-data-folder.json" data --dataset folder --data-dir "$DATA_DIR"; fi
-measure "$out/$name-resnet20.json" train --arch resnet20 --steps 3 "$@"
-measure "$out/$name-vgg_small.json" train --arch vgg_small --warmup 1 --steps 1 "$@"
-measure "$out/$name-resnet18.json" train --arch resnet18 --warmup 1 --steps 1 "$@"
+python -m utils.bench data --dataset digits --rounds "$rounds" --json | keep data-digits
+if [ -n "${DATA_DIR:-}" ]; then
+    python -m utils.bench data --dataset folder --data-dir "$DATA_DIR" --rounds "$rounds" --json | keep data-folder
+fi
+python -m utils.bench train --arch resnet20 --steps 3 --rounds "$rounds" --json "$@" | keep resnet20
+python -m utils.bench train --arch vgg_small --steps 1 --warmup 1 --rounds "$rounds" --json "$@" | keep vgg_small
+python -m utils.bench train --arch resnet18 --steps 1 --warmup 1 --rounds "$rounds" --json "$@" | keep resnet18
+python -m utils.speed "$out"/*.json

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 CELLS = [p for p in SCRIPTS if "\nsource scripts/cells.sh" in p.read_text()]
 # What the shell puts in the place of a variable, for the parsers' eyes.
-VALUES = {"common[@]": "", "@": "", "extra[@]": "", "resume[@]": ""}
+VALUES = {"common[@]": "", "flags[@]": "", "@": "", "extra[@]": "", "resume[@]": ""}
 
 
 def commands(path):
@@ -24,7 +24,7 @@ def commands(path):
     text = path.read_text().replace("\\\\\n", " ").replace("\\\n", " ")
     found = []
     for match in re.finditer(r"(?:python|torchrun[^\n]*?) -m (\w+\.\w+)([^\n`]*)", text):
-        line = re.split(r"\s(?:\||>|2>|&&|;|#)", f"{match[2]} ")[0].rstrip("); ")
+        line = re.split(r"\s(?:\||>|2>|&&|;|#|-->)", f"{match[2]} ")[0].rstrip("); ")
         line = re.sub(r'"?\$\{?([\w@\[\]]+)[^}"\s]*\}?"?', lambda m: VALUES.get(m[1], "1"), line)
         found.append((match[1], shlex.split(line)))
     return found

@@ -84,3 +84,9 @@ def test_the_committed_checkpoints_are_small_and_have_runs():
     found = verify.pairs(root / "checkpoints", root / "results")
     assert {"digits", "folder"} == {result.args["dataset"] for _, result in found}
     assert max(path.stat().st_size for path, _ in found) < 1e6
+
+
+def test_the_committed_networks_keep_their_promises_on_digits(monkeypatch, capsys):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    verify.main([])
+    assert capsys.readouterr().out.count("| as promised |") == 3

@@ -33,12 +33,16 @@ def refreshed(text):
     return BLOCK.sub(run, text)
 
 
-@command
-def main(argv=None):
+def build_parser():
     parser = Parser(prog="utils.refresh", description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is not what it should be")
-    args = parser.parse_args(argv)
+    return parser
+
+
+@command
+def main(argv=None):
+    args = build_parser().parse_args(argv)
     for path in map(Path, args.files):
         text = path.read_text()
         new = refreshed(text)

@@ -70,11 +70,15 @@ def data_table(results):
     return markdown_table(["data path alone", "ours", "DataLoader with PIL transforms", "ratio"], rows)
 
 
-@command
-def main(argv=None):
+def build_parser():
     parser = Parser(prog="utils.speed", description=__doc__)
     parser.add_argument("results", nargs="+", metavar="FILE")
-    results = [read(path) for path in parser.parse_args(argv).results]
+    return parser
+
+
+@command
+def main(argv=None):
+    results = [read(path) for path in build_parser().parse_args(argv).results]
     for machine in dict.fromkeys(map(machine_of, results)):
         measured = [result for result in results if machine_of(result) == machine]
         trained, loaded = ([r for r in measured if r["what"] == what] for what in ("train", "data"))

@@ -48,13 +48,17 @@ def may_differ(images):
     return max(1, images // 1000)
 
 
-@command
-def main(argv=None):
+def build_parser():
     parser = Parser(prog="utils.verify", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoints", metavar="DIR", default="checkpoints")
     parser.add_argument("--results", metavar="DIR", default="results")
     parser.add_argument("--data-dir", metavar="DIR", help="CIFAR-10, as torchvision has it or DIR/test/<class>/")
-    args = parser.parse_args(argv)
+    return parser
+
+
+@command
+def main(argv=None):
+    args = build_parser().parse_args(argv)
     device = engine.choose_device("cpu")
     float32 = engine.Precision(device, None)
     sets, rows, wrong = {}, [], []
