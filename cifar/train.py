@@ -91,6 +91,7 @@ def main(argv=None):
     args, payload = resolve(argv)
     device = engine.choose_device(args.device)
     precision = engine.choose_precision(args.amp, device)
+    args.amp = precision.amp  # what "auto" has become: a resumed run goes on with it, on whatever machine
     engine.seed_everything(args.seed, args.deterministic)
     progress = not args.no_progress
 

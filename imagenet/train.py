@@ -216,6 +216,7 @@ def main(argv=None):
         with distributed.agreed():
             args, payload = resolve(argv)
             device = engine.choose_device(args.device)
+            args.amp = engine.choose_precision(args.amp, device).amp  # a resumed run goes on with it
             folders = run_folders(args.stage, args.output_dir)
             stages = list(folders)
             if payload is not None:

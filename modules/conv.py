@@ -108,10 +108,10 @@ class BinaryConv2d(nn.Conv2d):
 @contextlib.contextmanager
 def weights_binarized_once(model):
     """Within, the binary convolutions of `model` binarize their weights once, however many passes it makes."""
-    convs = [module for module in model.modules() if isinstance(module, BinaryConv2d)]
-    for conv in convs:
-        conv.held_weight = conv.quantized_weight()
+    convs = [module for module in model.modules() if isinstance(module, BinaryConv2d) and module.weight_bits == 1]
     try:
+        for conv in convs:
+            conv.held_weight = conv.quantized_weight()
         yield
     finally:
         for conv in convs:

@@ -84,8 +84,9 @@ class IResLoss(nn.Module):
     model: has `features(images)`, whose last map is A_l, and `classify(maps)`.
     criterion: function of (logits, targets), to a scalar. Raises ValueError for lam, mu or a variant out of range.
 
-    On a CPU a second pass over unmasked images, which could only repeat the first, is not computed: the loss, its
-    gradient and BatchNorm's statistics are what two passes give. A GPU would have to wait to be asked for the mask.
+    Eager on a CPU a second pass over unmasked images, which could only repeat the first, is not computed: the loss, its
+    gradient and BatchNorm's statistics are what two passes give, in a model without randomness, as all here are. A GPU
+    would have to wait to be asked for the mask.
     """
 
     def __init__(self, model, criterion, lam=0.15, mu=0.5, variant="paper"):

@@ -102,7 +102,7 @@ def test_what_was_measured_is_told_in_tables(tmp_path, capsys, fails):
     out = capsys.readouterr().out
     assert "### a processor, torch 2" in out
     assert "| resnet20 + cirec | 128 | bfloat16, eager | 300 | 150 | 310 | 600 | 200 | 100 | - |" in out
-    assert "| resnet20 + cirec | 3.00 | 1.50 | 1.50 | 0.50 | 0.0% | 0.20 / 0.40 | 0.25 | 166.7 |" in out
+    assert "| resnet20 + cirec | 3.00 | 1.50 | 3.10 | 1.50 | 0.50 | 0.0% | 0.20 / 0.40 | 0.250 | 166.7 |" in out
     assert "| digits | 9,000 | 900 (2 workers) | 10.0 |" in out
     (tmp_path / "text").write_text("nothing\n")
     assert fails(speed.main, tmp_path / "text")[0] == 1

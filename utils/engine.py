@@ -26,6 +26,11 @@ class Precision:
     def __str__(self):
         return str(self.dtype or torch.float32).removeprefix("torch.")
 
+    @property
+    def amp(self):
+        """The value of --amp that asks for it."""
+        return {None: "off", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+
     def autocast(self):
         if self.dtype is None:
             return contextlib.nullcontext()

@@ -30,7 +30,7 @@ DEFAULTS = {
 """The flags that make an experiment what it is, besides --arch, and what they are where they are not given."""
 
 
-OPTIMIZER = ("lr", "batch_size", "momentum", "weight_decay", "t_min", "image_size")
+OPTIMIZER = ("lr", "batch_size", "momentum", "weight_decay", "t_min", "image_size", "amp")
 NEEDED = {"top1_last", "top1_best", "images", "epochs", "seconds", "data", "versions"}
 """What summary.json must hold."""
 

@@ -10,6 +10,7 @@ from utils.tables import markdown_table
 RATIOS = (
     ("step", "reference"),
     ("two_passes", "reference"),
+    ("no_ires", "reference"),
     ("step", "plain_full_precision"),
     ("step", "full_precision"),
 )
@@ -51,13 +52,14 @@ def ratio_table(results):
     rows = []
     for result in results:
         rates, held = result["images_per_s"], result["backward_bytes"]
-        memory = " / ".join(f"{held[name] / held['reference']:.2f}" for name in ("step", "two_passes"))
-        floor = rates["two_passes"] / result["floor"]["images_per_s"]
-        ratios = [f"{rates[ours] / rates[other]:.2f}" for ours, other in RATIOS]
+        twice = "two_passes" if "two_passes" in rates else "step"
+        memory = " / ".join(f"{held[name] / held['reference']:.2f}" for name in dict.fromkeys(("step", twice)))
+        floor = rates[twice] / result["floor"]["images_per_s"]
+        ratios = [f"{rates[ours] / rates[other]:.2f}" if ours in rates else "-" for ours, other in RATIOS]
         masked, seconds = f"{result['masked_fraction']:.1%}", f"{CIFAR_IMAGES / rates['step']:.1f}"
-        rows.append([network_of(result), *ratios, masked, memory, f"{floor:.2f}", seconds])
+        rows.append([network_of(result), *ratios, masked, memory, f"{floor:.3f}", seconds])
     header = ["network", *(f"{ours} : {other}" for ours, other in RATIOS), "pixels masked in step"]
-    header += ["bytes for backward, step / two_passes : reference", "two_passes : floor of arithmetic"]
+    header += ["bytes held for backward: reference's", "two passes : floor of arithmetic"]
     return markdown_table([*header, f"seconds for {CIFAR_IMAGES:,} images"], rows)
 
 
