@@ -43,8 +43,18 @@ class _Statistics:
     """BatchNorm's running statistics before a pass of `model`, from which a second, equal pass can be made up."""
 
     def __init__(self, model):
-        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        self.before = [(norm, norm.running_mean.clone(), norm.running_var.clone()) for norm in norms if norm.training]
+        self.before = [(norm, norm.running_mean.clone(), norm.running_var.clone()) for norm in self.norms(model)]
+
+    @staticmethod
+    def norms(model):
+        """The BatchNorms that a pass changes."""
+        norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        return [norm for norm in norms if norm.training and norm.track_running_stats]
+
+    @classmethod
+    def known(cls, model):
+        """Whether all of them are exponential averages."""
+        return all(norm.momentum is not None for norm in cls.norms(model))
 
     @torch.no_grad()
     def update_again(self):
@@ -105,7 +115,7 @@ class IResLoss(nn.Module):
         if torch.compiler.is_compiling():  # the compiler finds by itself what the passes share
             return self._passes(images, targets)
         with weights_binarized_once(self.model):
-            return self._passes(images, targets, may_skip=images.is_cpu)
+            return self._passes(images, targets, may_skip=images.is_cpu and _Statistics.known(self.model))
 
     def _passes(self, images, targets, may_skip=False):
         statistics = _Statistics(self.model) if may_skip else None

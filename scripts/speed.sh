@@ -10,15 +10,23 @@ rounds=${ROUNDS:-5}
 device=$(python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 mkdir -p "$out"
 
-keep() { # keep NAME: show what comes in, and keep its last line
-    tee /dev/stderr | tail -n 1 >"$out/$device-$1.json"
+measured=$(mktemp)
+trap 'rm -f "$measured"' EXIT
+
+keep() { # keep NAME: of a measurement that has succeeded, the last line
+    tail -n 1 "$measured" >"$out/$device-$1.json"
 }
 
-python -m utils.bench data --dataset digits --rounds "$rounds" --json | keep data-digits
+python -m utils.bench data --dataset digits --rounds "$rounds" --json | tee "$measured"
+keep data-digits
 if [ -n "${DATA_DIR:-}" ]; then
-    python -m utils.bench data --dataset folder --data-dir "$DATA_DIR" --rounds "$rounds" --json | keep data-folder
+    python -m utils.bench data --dataset folder --data-dir "$DATA_DIR" --rounds "$rounds" --json | tee "$measured"
+    keep data-folder
 fi
-python -m utils.bench train --arch resnet20 --steps 3 --rounds "$rounds" --json "$@" | keep resnet20
-python -m utils.bench train --arch vgg_small --steps 1 --warmup 1 --rounds "$rounds" --json "$@" | keep vgg_small
-python -m utils.bench train --arch resnet18 --steps 1 --warmup 1 --rounds "$rounds" --json "$@" | keep resnet18
+python -m utils.bench train --arch resnet20 --steps 3 --rounds "$rounds" --json "$@" | tee "$measured"
+keep resnet20
+python -m utils.bench train --arch vgg_small --steps 1 --warmup 1 --rounds "$rounds" --json "$@" | tee "$measured"
+keep vgg_small
+python -m utils.bench train --arch resnet18 --steps 1 --warmup 1 --rounds "$rounds" --json "$@" | tee "$measured"
+keep resnet18
 python -m utils.speed "$out"/*.json

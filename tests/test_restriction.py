@@ -124,6 +124,25 @@ def test_a_step_is_what_two_whole_passes_are(lam, method):
         assert torch.allclose(ours, plain, rtol=1e-12, atol=1e-14)
 
 
+def test_a_failing_step_holds_no_weights():
+    model = build_model("resnet20", weight_bits=32)
+    step = IResLoss(model, cross_entropy)
+    before = set(model.state_dict())
+    with pytest.raises(RuntimeError):
+        step(torch.randn(4, 1, 32, 32), torch.arange(4))
+    assert set(model.state_dict()) == before
+    assert all(module.held_weight is None for module in model.modules() if isinstance(module, BinaryConv2d))
+
+
+def test_statistics_that_are_no_exponential_averages_take_both_passes():
+    model = build_model("resnet20")
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    IResLoss(model, cross_entropy, lam=0.0)(torch.randn(4, 3, 32, 32), torch.arange(4))
+    assert model.bn1.num_batches_tracked == 2
+
+
 def test_weights_are_binarized_once_in_a_step():
     model = build_model("resnet20")
     convs = [module for module in model.modules() if isinstance(module, BinaryConv2d)]

@@ -68,6 +68,7 @@ def test_runs_as_they_are(runs, capsys):
 def test_figure_7_is_drawn(runs, capsys):
     for lam in LAMBDAS:
         write_run(runs / f"lam{lam}", 90 + lam, ires=True, lam=lam, mu=0.5)
+    lines(capsys, "fig7", "--runs", runs, "--plot", runs / "plot.svg")
     lines(capsys, "fig7", "--runs", runs, "--plot", runs / "plot.png")
     assert (runs / "plot.png").read_bytes().startswith(b"\x89PNG")
     points = (runs / "plot.csv").read_text().splitlines()
@@ -108,7 +109,7 @@ def test_mistakes_get_one_line(tmp_path, fails):
     assert fails(tables.main, "1", "--runs", tmp_path)[0] == 1
 
 
-def test_what_ires_masked(runs, capsys):
+def test_what_ires_masked(runs, capsys, fails):
     for folder in ("ir2net", "longer"):
         shutil.rmtree(runs / folder)
     write_run(runs / "masking", 90, ires=True, lam=0.9, mu=0.5, ires_variant="paper")
@@ -119,6 +120,8 @@ def test_what_ires_masked(runs, capsys):
     assert out == [
         "| masking | digits | paper | 0.9 | none | 10.00% | 20.00% | 30.00% | 40.00% | 50.00% | 50.00% | 90.00 |"
     ]
+    (runs / "masking" / "metrics.csv").write_text("epoch\n1\n")
+    assert fails(tables.main, "masked", "--runs", runs)[0] == 1
 
 
 def test_a_folder_of_images_goes_by_its_name(runs, capsys):
@@ -132,6 +135,22 @@ def test_the_committed_results_are_those_that_the_pages_show(monkeypatch, capsys
     pages = ["README.md", *sorted(str(path.relative_to(root)) for path in (root / "results").glob("*.md"))]
     refresh.main(["--check", *pages])
     assert capsys.readouterr().out.count("up to date") == len(pages)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- python -m utils.tables 6 -->\nno end, then prose\n<!-- python -m utils.table6 -->\n<!-- end -->\n",
+        "<!-- python -m utils.table6 -->\nold\n",
+        "old\n<!-- end -->\n",
+        "<!-- python -m utils.nothing -->\n<!-- end -->\n",
+    ],
+)
+def test_a_page_whose_marks_do_not_pair_is_left_alone(text, tmp_path, fails):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    assert fails(refresh.main, page)[0] == 1
+    assert page.read_text() == text
 
 
 def test_a_page_is_refreshed_between_its_marks_alone(runs, tmp_path, monkeypatch, capsys, fails):

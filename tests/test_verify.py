@@ -73,6 +73,13 @@ def test_other_images_prove_nothing(tree, capsys, monkeypatch):
     assert "| other images than the run's |" in capsys.readouterr().out
 
 
+def test_images_of_more_classes_than_the_network_knows(tree, fails, monkeypatch):
+    (test,) = data.load("digits", splits=("test",))
+    test.labels[0] = 10
+    monkeypatch.setattr(data, "load", lambda *args, **kwargs: [test])
+    assert fails(verify.main, *flags(tree))[0] == 1
+
+
 def test_mistakes_get_one_line(tree, tmp_path, fails):
     assert fails(verify.main, "--checkpoints", tmp_path, "--results", tree / "results")[0] == 2
     (tmp_path / "stray.packed").write_bytes((tree / "checkpoints" / "one.packed").read_bytes())

@@ -102,7 +102,7 @@ def draw(networks, pictures, output, lam, variant):
             line[1 + i].set_title("stem" if i == 0 else f"stage {i}" if i < len(maps) - 1 else "last", fontsize=7)
         line[-1].imshow(image * mask.numpy()[:, :, None])
         line[-1].set_title(f"IRes: {1 - mask.mean().item():.0%} masked", fontsize=7)
-    figure.savefig(output, dpi=90, metadata={"Software": None} if Path(output).suffix == ".png" else None)
+    figure.savefig(output, dpi=90)
     pyplot.close(figure)
 
 

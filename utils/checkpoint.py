@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without running any code, and turned back into a network."""
 
+import copy
 import functools
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 from models import build_model
+from modules.conv import BinaryConv2d
 from utils.command import Parser, RunError, UsageError, command, positive_int
 
 FORMAT = "ir2net"
@@ -248,10 +250,16 @@ def info(path):
     return found | ({"released": payload["released"]["name"]} if "released" in payload else {})
 
 
-def _halved(tensor):
-    """A matrix or kernel in float16, unless that moves a number across 0, where signs are taken; others as they are."""
-    half = tensor.half() if tensor.dim() > 1 else tensor
-    return half if torch.equal(half >= 0, tensor >= 0) else tensor
+def halved(model):
+    """The state_dict of a network with its matrices and kernels in float16, unless that changes a 1-bit weight."""
+    state = {key: value.half() if value.dim() > 1 else value for key, value in model.state_dict().items()}
+    rounded = copy.deepcopy(model)
+    load_state(rounded, state, "what float16 holds")
+    for (name, before), after in zip(model.named_modules(), rounded.modules()):
+        is_binary = isinstance(before, BinaryConv2d) and before.weight_bits == 1
+        if is_binary and not torch.equal(before.binary_weight()[0], after.binary_weight()[0]):
+            state[f"{name}.weight"] = before.weight.data
+    return state
 
 
 def build_parser():
@@ -265,7 +273,9 @@ def build_parser():
     sub = commands.add_parser("strip", help="leave out what only training needs")
     sub.add_argument("path")
     sub.add_argument("out")
-    sub.add_argument("--half", action="store_true", help="matrices and kernels in float16, where no sign is lost by it")
+    sub.add_argument(
+        "--half", action="store_true", help="matrices and kernels in float16, where no 1-bit weight changes"
+    )
     sub.add_argument("--force", action="store_true", help="replace OUT if it exists")
     sub = commands.add_parser("average", help="average weights, and estimate BatchNorm's statistics anew")
     sub.add_argument("out")
@@ -293,10 +303,10 @@ def main(argv=None):
     out = output_path(args.out, args.force)
     if args.command == "strip":
         payload = read_ours(args.path)
-        network_of(payload, args.path)
+        model = network_of(payload, args.path)
         kept = {name: value for name, value in payload.items() if name not in TRAINING_STATE}
         if args.half:
-            kept["model"] = {key: _halved(value) for key, value in kept["model"].items()}
+            kept["model"] = halved(model)
         save(out, kept)
         print(f"{out}: {Path(args.path).stat().st_size / 1e6:.2f} MB -> {out.stat().st_size / 1e6:.2f} MB")
         return

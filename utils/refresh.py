@@ -17,17 +17,30 @@ from pathlib import Path
 from utils.command import Parser, RunError, command
 from utils.run import write_atomic
 
-BLOCK = re.compile(r"^(<!-- python -m (utils\.\w+) (.*?) -->\n)(.*?)^(<!-- end -->)$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^(<!-- python -m (utils\.\w+)( [^\n]*?)? -->\n)(?:(?!<!-- python -m ).)*?^(<!-- end -->)$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def refreshed(text):
-    """`text` with the output of every command that it names, run from the current folder."""
+    """`text` with the output of every command that it names, run from the current folder.
+
+    Raises RunError if a mark has no end, or an end no mark, or a command is none.
+    """
+    blocks = len(BLOCK.findall(text))
+    if not text.count("<!-- python -m ") == text.count("<!-- end -->") == blocks:
+        raise RunError("every <!-- python -m utils.NAME ... --> needs its own <!-- end -->, each on a line of its own")
 
     def run(block):
-        start, module, flags, _, end = block.groups()
-        words = [path for word in shlex.split(flags) for path in sorted(glob.glob(word)) or [word]]
+        start, module, flags, end = block.groups()
+        words = [path for word in shlex.split(flags or "") for path in sorted(glob.glob(word)) or [word]]
+        try:
+            main = importlib.import_module(module).main
+        except (ImportError, AttributeError):
+            raise RunError(f"there is no command {module}") from None
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            importlib.import_module(module).main(words)
+            main(words)
         return f"{start}\n{printed.getvalue().strip()}\n\n{end}"
 
     return BLOCK.sub(run, text)
@@ -45,7 +58,10 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     for path in map(Path, args.files):
         text = path.read_text()
-        new = refreshed(text)
+        try:
+            new = refreshed(text)
+        except RunError as error:
+            raise RunError(f"{path}: {error}") from None
         if new == text:
             print(f"{path}: up to date")
         elif args.check:

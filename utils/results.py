@@ -47,15 +47,20 @@ class Result:
     @property
     def data_name(self):
         """What the data are called: a folder of images by its own name."""
-        return Path(self.args["data_dir"]).name if self.args["dataset"] == "folder" else self.args["dataset"]
+        if self.args["dataset"] != "folder":
+            return self.args["dataset"]
+        return Path(self.args.get("data_dir") or "folder").resolve().name
 
-    def metrics(self):
-        """The rows of metrics.csv, one per epoch, as {column: text}. Raises RunError if they are not there."""
+    def column(self, name):
+        """A column of metrics.csv, a number per epoch. Raises RunError if it is not there, or has no rows."""
         try:
             with open(self.path / METRICS, newline="") as file:
-                return list(csv.DictReader(file))
-        except OSError as error:
-            raise RunError(f"{self.path} is not a whole run: {error}") from None
+                values = [float(row[name]) for row in csv.DictReader(file)]
+        except (OSError, KeyError, TypeError, ValueError):
+            values = []
+        if not values:
+            raise RunError(f"{self.path} is not a whole run: its {METRICS} has no column {name}")
+        return values
 
     @property
     def schedule(self):

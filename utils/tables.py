@@ -120,7 +120,7 @@ def masked_table(results):
     rows = []
     for r in results:
         if r.args["ires"]:
-            fractions = [float(row["train_masked_fraction"]) for row in r.metrics()]
+            fractions = r.column("train_masked_fraction")
             at = [f"{fractions[round(part * (len(fractions) - 1))]:.2%}" for part in parts.values()]
             settings = [r.data_name, *(r.args[name] for name in ("ires_variant", "lam")), r.args["recovery"] or "none"]
             rows.append([r.name, *settings, *at, f"{max(fractions):.2%}", f"{r.summary['top1_last']:.2f}"])
@@ -161,7 +161,7 @@ def plot_lambda(results, path):
     if groups:
         axes.legend()
     try:
-        figure.savefig(path, dpi=120, metadata={"Software": None})
+        figure.savefig(path, dpi=120)
         with open(Path(path).with_suffix(".csv"), "w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["method", "data", "epochs", "lambda", "top1_last", "seeds"])

@@ -33,14 +33,27 @@ def pairs(checkpoints, results):
     return found
 
 
-def test_images(result, data_dir):
-    """The test images of a run's data set, an ImageSet; None if they need a folder and none is given."""
-    dataset = result.args["dataset"]
-    if dataset != "digits":
-        if data_dir is None:
-            return None
+def test_images(dataset, size, data_dir):
+    """The test images of a data set, an ImageSet, a folder's resized to `size` if it is given; None if they need a
+    folder and none is given. CIFAR-10 may lie in folders of images, and another folder's images may be CIFAR-10's.
+    """
+    if dataset != "digits" and data_dir is None:
+        return None
+    if dataset in ("folder", "cifar10"):
         dataset = "folder" if (Path(data_dir) / "test").is_dir() else "cifar10"
-    return data.load(dataset, data_dir, progress=False, splits=("test",))[0]
+    size = size if dataset == "folder" else None
+    return data.load(dataset, data_dir, image_size=size, progress=False, splits=("test",))[0]
+
+
+def top1(path, images):
+    """Accuracy in % of a checkpoint over an ImageSet. Raises RunError if it does not fit."""
+    model, _ = open_model(path)
+    float32 = engine.Precision(engine.choose_device("cpu"), None)
+    try:
+        tested = engine.evaluate(model, data.Batches(images, 500), len(images), cross_entropy, float32)
+    except (RuntimeError, IndexError) as error:
+        raise RunError(f"{path} does not fit the images or their classes: {error}") from None
+    return tested["top1"]
 
 
 def may_differ(images):
@@ -59,21 +72,19 @@ def build_parser():
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
-    device = engine.choose_device("cpu")
-    float32 = engine.Precision(device, None)
     sets, rows, wrong = {}, [], []
     for path, result in pairs(args.checkpoints, args.results):
-        dataset, promised = result.args["dataset"], result.summary["top1_last"]
-        if dataset not in sets:
-            sets[dataset] = test_images(result, args.data_dir)
-        images, score, verdict = sets[dataset], "-", "not evaluated: it needs --data-dir"
+        promised = result.summary["top1_last"]
+        key = result.args["dataset"], result.args.get("image_size")
+        if key not in sets:
+            sets[key] = test_images(*key, args.data_dir)
+        images, score, verdict = sets[key], "-", "not evaluated: it needs --data-dir"
         if images is not None:
-            model, _ = open_model(path)
-            tested = engine.evaluate(model, data.Batches(images, 500), len(images), cross_entropy, float32)
-            score = f"{tested['top1']:.2f}"
+            measured = top1(path, images)
+            score = f"{measured:.2f}"
             if images.fingerprint() != result.summary["data"]["test_fingerprint"]:
                 verdict = "other images than the run's"
-            elif abs(tested["top1"] - promised) <= 100 * may_differ(len(images)) / len(images) + 1e-9:
+            elif abs(measured - promised) <= 100 * may_differ(len(images)) / len(images) + 1e-9:
                 verdict = "as promised"
             else:
                 verdict = "NOT as promised"
