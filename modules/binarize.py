@@ -13,8 +13,10 @@ from torch import nn
 
 def binary_sign(x):
     """+1 where x >= 0, -1 elsewhere (equation 3); same shape, dtype and memory format. No gradient of its own."""
-    ones = x.detach().clone().ge_(0)  # in x's dtype: by way of booleans it takes a CPU several times as long
-    return ones.mul_(2).sub_(1)
+    signs = x.clone().ge_(0).mul_(2).sub_(1)  # in x's dtype: by way of booleans it takes a CPU several times as long
+    # A tensor of its own: torch.compile of torch 2.11 loses the gradient of a Function whose output was made in place
+    # (pytorch/pytorch issue 180642).
+    return signs.detach()
 
 
 class _ClipSign(torch.autograd.Function):
