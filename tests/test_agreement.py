@@ -9,6 +9,7 @@ from modules.restriction import IResLoss
 from utils import bench
 from utils.engine import Precision, evaluate
 from utils.losses import cross_entropy
+from utils.plain import ImageLoopIResLoss, use_mask_chains
 
 STEPS, BATCH = 200, 128
 
@@ -21,7 +22,7 @@ def trained(kind):
     plain = Precision(torch.device("cpu"), None)
     precision = Precision(torch.device("cpu"), torch.bfloat16) if kind == "bfloat16" else plain
     if kind == "reference":
-        step = bench.ImageLoopIResLoss(bench.use_mask_chains(model), cross_entropy)
+        step = ImageLoopIResLoss(use_mask_chains(model), cross_entropy)
     else:
         step = IResLoss(model, cross_entropy).to(memory_format=torch.channels_last)
     if kind == "compiled":

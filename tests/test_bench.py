@@ -8,12 +8,12 @@ import torch
 from models import build_model
 from modules.binarize import BiRealSTE, ClipSTE
 from modules.restriction import IResLoss
-from utils import bench, speed
+from utils import bench, plain, speed
 from utils.engine import Precision
 from utils.losses import cross_entropy
 
 
-@pytest.mark.parametrize(("ours", "plain"), [(BiRealSTE, bench.MaskChainBiReal), (ClipSTE, bench.MaskChainClip)])
+@pytest.mark.parametrize(("ours", "plain"), [(BiRealSTE, plain.MaskChainBiReal), (ClipSTE, plain.MaskChainClip)])
 def test_mask_chains_are_the_same_estimators(ours, plain):
     x = torch.arange(-40, 41) / 20 + 0.01  # clear of -1 and 1, where clamp has a gradient of its own choosing
     grads = []
@@ -33,7 +33,7 @@ def steps():
     reference = build_model("resnet20", recovery="cirec")
     reference.load_state_dict(model.state_dict())
     ours = IResLoss(model, cross_entropy, lam=0.9)
-    return ours, bench.ImageLoopIResLoss(bench.use_mask_chains(reference), cross_entropy, lam=0.9)
+    return ours, plain.ImageLoopIResLoss(plain.use_mask_chains(reference), cross_entropy, lam=0.9)
 
 
 def test_the_reference_step_gives_the_same_loss_and_gradients():
