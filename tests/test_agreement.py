@@ -26,7 +26,7 @@ def trained(kind):
     else:
         step = IResLoss(model, cross_entropy).to(memory_format=torch.channels_last)
     if kind == "compiled":
-        step.compile(fullgraph=True)
+        step.compile(fullgraph=True, dynamic=False)
     optimizer = torch.optim.SGD(step.parameters(), 0.11, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     batches = bench.endless(data.Batches(train_set, BATCH, train=True))
@@ -64,7 +64,7 @@ def test_the_compiled_step_computes_the_eager_losses():
         step = IResLoss(build_model("resnet20", recovery="cirec"), cross_entropy, lam=1.0).double()
         step.to(memory_format=torch.channels_last)
         if compiled:
-            step.compile(fullgraph=True)
+            step.compile(fullgraph=True, dynamic=False)
         optimizer = torch.optim.SGD(step.parameters(), 0.11, momentum=0.9, weight_decay=1e-4)
         generator = torch.Generator().manual_seed(1)
         losses[compiled] = []

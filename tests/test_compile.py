@@ -72,7 +72,7 @@ def test_cuda_graphs_are_for_one_gpu_and_whole_batches(device, accumulate, ranks
     monkeypatch.setattr(engine.distributed, "world_size", lambda: ranks)
     step = Recorder()
     engine.compile_step(step, torch.device(device), accumulate)
-    assert step.options == {"mode": mode}
+    assert step.options == {"mode": mode, "dynamic": False}
 
 
 def test_automatic_precision_is_what_the_device_computes_in(monkeypatch):

@@ -104,9 +104,10 @@ def compile_step(step, device, accumulate=1):
     """torch.compile `step` in place; on one GPU as CUDA graphs, which spare a small network most of its launches.
 
     Gradients that are summed over several batches, or exchanged between ranks, must not live in a graph's own memory.
+    All batches have one size: shapes are never symbolic, with which the CPU's generated code has given wrong losses.
     """
     graphs = device.type == "cuda" and accumulate == 1 and distributed.world_size() == 1
-    step.compile(mode="reduce-overhead" if graphs else "default")
+    step.compile(mode="reduce-overhead" if graphs else "default", dynamic=False)
 
 
 def rng_state():
