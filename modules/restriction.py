@@ -43,18 +43,10 @@ class _Statistics:
     """BatchNorm's running statistics before a pass of `model`, from which a second, equal pass can be made up."""
 
     def __init__(self, model):
-        self.before = [(norm, norm.running_mean.clone(), norm.running_var.clone()) for norm in self.norms(model)]
-
-    @staticmethod
-    def norms(model):
-        """The BatchNorms that a pass changes."""
-        norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-        return [norm for norm in norms if norm.training and norm.track_running_stats]
-
-    @classmethod
-    def known(cls, model):
-        """Whether all of them are exponential averages."""
-        return all(norm.momentum is not None for norm in cls.norms(model))
+        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        norms = [norm for norm in norms if norm.training and norm.track_running_stats]
+        self.are_exponential = all(norm.momentum is not None for norm in norms)
+        self.before = [(norm, norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
 
     @torch.no_grad()
     def update_again(self):
@@ -115,15 +107,14 @@ class IResLoss(nn.Module):
         if torch.compiler.is_compiling():  # the compiler finds by itself what the passes share
             return self._passes(images, targets)
         with weights_binarized_once(self.model):
-            return self._passes(images, targets, may_skip=images.is_cpu and _Statistics.known(self.model))
+            return self._passes(images, targets, _Statistics(self.model) if images.is_cpu else None)
 
-    def _passes(self, images, targets, may_skip=False):
-        statistics = _Statistics(self.model) if may_skip else None
+    def _passes(self, images, targets, statistics=None):
         maps = self.model.features(images)
         logits = self.model.classify(maps)
         mask = attention_mask(maps[-1], images.shape[2:], self.lam, self.variant)
         original = self.criterion(logits, targets)
-        if may_skip and mask.all():
+        if statistics and statistics.are_exponential and mask.all():
             statistics.update_again()
             masked = original
         else:

@@ -106,3 +106,5 @@ def test_what_was_measured_is_told_in_tables(tmp_path, capsys, fails):
     assert "| digits | 9,000 | 900 (2 workers) | 10.0 |" in out
     (tmp_path / "text").write_text("nothing\n")
     assert fails(speed.main, tmp_path / "text")[0] == 1
+    (tmp_path / "part").write_text(json.dumps({name: result[name] for name in ("what", "images_per_s", "versions")}))
+    assert fails(speed.main, tmp_path / "part")[0] == 1

@@ -315,7 +315,7 @@ def build_parser():
     parser.add_argument("--ires-variant", choices=VARIANTS, default="paper")
     parser.add_argument("--batch-size", type=positive_int, default=128)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto")
+    parser.add_argument("--amp", choices=("auto", *engine.AMP), default="auto")
     parser.add_argument("--compile", choices=("auto", "off", "on"), default="auto")
     parser.add_argument("--workers", type=positive_int, default=2, help="of the PIL loader")
     parser.add_argument("--warmup", type=positive_int, default=3, help="steps that are not counted")

@@ -15,6 +15,9 @@ from utils import distributed
 from utils.command import RunError, UsageError
 from utils.losses import cross_entropy
 
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Value of --amp, besides "auto" -> the dtype of autocast."""
+
 
 @dataclass
 class Precision:
@@ -29,7 +32,7 @@ class Precision:
     @property
     def amp(self):
         """The value of --amp that asks for it."""
-        return {None: "off", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+        return next(name for name, dtype in AMP.items() if dtype is self.dtype)
 
     def autocast(self):
         if self.dtype is None:
@@ -74,7 +77,7 @@ def choose_precision(amp, device):
         amp = "bf16" if native() else "off"
     if amp == "fp16" and device.type == "cpu":
         raise UsageError("--amp fp16 needs a GPU; on a CPU use --amp bf16 or off")
-    return Precision(device, {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp])
+    return Precision(device, AMP[amp])
 
 
 def seed_everything(seed, deterministic):

@@ -16,7 +16,7 @@ def add_flags(parser):
     parser.add_argument("--packed", action="store_true", help="evaluate its 1-bit form, by XOR and popcount on the CPU")
     add_bits_flags(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="off", help="mixed precision")
+    parser.add_argument("--amp", choices=("auto", *engine.AMP), default="off", help="mixed precision")
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
 

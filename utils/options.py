@@ -6,6 +6,7 @@ from models import METHODS, RECOVERIES, STRUCTURES, VARIANTS
 from modules.activations import ACTIVATIONS
 from modules.restriction import VARIANTS as IRES_VARIANTS
 from utils.command import ede_t, fraction, non_negative_float, positive_float, positive_int, seed
+from utils.engine import AMP
 
 
 def groups_value(text):
@@ -59,7 +60,7 @@ def add_runtime_flags(parser):
     """Where and how to compute, and what to keep."""
     group = parser.add_argument_group("runtime")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    group.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help="mixed precision")
+    group.add_argument("--amp", choices=("auto", *AMP), default="auto", help="mixed precision")
     group.add_argument("--compile", choices=("auto", "off", "on"), default="auto", help="torch.compile the step")
     group.add_argument("--deterministic", action="store_true", help="the same bits in every run")
     group.add_argument("--output-dir", metavar="DIR", default="runs/latest", help="the run's folder")

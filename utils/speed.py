@@ -18,14 +18,15 @@ CIFAR_IMAGES = 50_000
 
 
 def read(path):
-    """The result in the last line of a file. Raises RunError if there is none."""
+    """The result in the last line of a file, whole enough for its tables. Raises RunError if there is none."""
     try:
         result = json.loads(Path(path).read_text().splitlines()[-1])
-        if {"what", "images_per_s", "versions"} <= result.keys():
-            return result
-    except (UnicodeDecodeError, ValueError, IndexError, AttributeError):
-        pass
-    raise RunError(f"{path} holds no result of utils.bench --json")
+        machine_of(result)
+        for table in TABLES.get(result["what"], ()):
+            table([result])
+    except (UnicodeDecodeError, ValueError, LookupError, AttributeError, TypeError):
+        raise RunError(f"{path} holds no result of utils.bench --json") from None
+    return result
 
 
 def machine_of(result):
@@ -72,6 +73,10 @@ def data_table(results):
     return markdown_table(["data path alone", "ours", "DataLoader with PIL transforms", "ratio"], rows)
 
 
+TABLES = {"train": (training_table, ratio_table), "data": (data_table,)}
+"""What was measured -> the tables that show it."""
+
+
 def build_parser():
     parser = Parser(prog="utils.speed", description=__doc__)
     parser.add_argument("results", nargs="+", metavar="FILE")
@@ -83,10 +88,10 @@ def main(argv=None):
     results = [read(path) for path in build_parser().parse_args(argv).results]
     for machine in dict.fromkeys(map(machine_of, results)):
         measured = [result for result in results if machine_of(result) == machine]
-        trained, loaded = ([r for r in measured if r["what"] == what] for what in ("train", "data"))
         print(f"### {machine}\n\nImages/s, medians:\n")
-        for rows, table in ((trained, training_table), (trained, ratio_table), (loaded, data_table)):
-            if rows:
+        for what, shown in TABLES.items():
+            rows = [result for result in measured if result["what"] == what]
+            for table in shown if rows else ():
                 print(*table(rows), "", sep="\n")
     print(*(f"- `{name}`: {text}" for name, text in CONTENDERS.items()), sep="\n")
 
