@@ -4,9 +4,9 @@ import json
 
 from cifar import data
 from models import CIFAR
-from utils import engine, evaluation
 from utils.command import Parser, RunError, command, positive_int
-from utils.losses import cross_entropy
+from utils.training import engine, evaluation
+from utils.training.losses import cross_entropy
 
 
 def build_parser():

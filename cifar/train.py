@@ -9,11 +9,12 @@ from torch.optim import SGD
 from cifar import data
 from models import ARCHS, CIFAR, build_model
 from modules.restriction import IResLoss, PlainLoss, attention_mask
-from utils import engine, training
 from utils.command import Parser, UsageError, command, positive_int
-from utils.losses import cross_entropy
-from utils.options import add_network_flags, add_runtime_flags, add_training_flags, network_config
-from utils.run import LAST, Run
+from utils.training import engine
+from utils.training import trainer as training
+from utils.training.flags import add_network_flags, add_runtime_flags, add_training_flags, network_config
+from utils.training.losses import cross_entropy
+from utils.training.run import LAST, Run
 
 # IR²Net, section V-A, and the released code: epochs and learning rate per architecture.
 IR2NET = {

@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from imagenet.data import UNREADABLE, read_image
-from utils import distributed
 from utils.command import RunError, UsageError
+from utils.training import distributed
 
 
 def random_seed(*numbers):

@@ -11,8 +11,8 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import ConvertImageDtype, v2
 
-from utils import distributed
 from utils.command import UsageError
+from utils.training import distributed
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

@@ -6,9 +6,9 @@ import time
 from imagenet import data
 from imagenet.batches import Batches
 from models import IMAGENET
-from utils import distributed, engine, evaluation
 from utils.command import Parser, RunError, command, non_negative_int, positive_int
-from utils.losses import cross_entropy
+from utils.training import distributed, engine, evaluation
+from utils.training.losses import cross_entropy
 
 
 def build_parser():

@@ -18,11 +18,13 @@ from imagenet.batches import Batches
 from imagenet.teacher import DEFAULT, NONE, TORCHVISION, load_teacher
 from models import ARCHS, IMAGENET, build_model
 from modules.restriction import IResLoss, PlainLoss
-from utils import checkpoint, distributed, engine, training
+from utils import checkpoint
 from utils.command import Parser, UsageError, command, fraction, non_negative_float, non_negative_int, positive_int
-from utils.losses import cross_entropy, distillation
-from utils.options import add_network_flags, add_runtime_flags, add_training_flags, network_config
-from utils.run import LAST, Run
+from utils.training import distributed, engine
+from utils.training import trainer as training
+from utils.training.flags import add_network_flags, add_runtime_flags, add_training_flags, network_config
+from utils.training.losses import cross_entropy, distillation
+from utils.training.run import LAST, Run
 
 STAGES = {"1": (32, 1), "2": (1, 1)}
 """Stage -> (weight bits, activation bits)."""

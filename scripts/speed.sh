@@ -29,4 +29,4 @@ python -m utils.bench train --arch vgg_small --steps 1 --warmup 1 --rounds "$rou
 keep vgg_small
 python -m utils.bench train --arch resnet18 --steps 1 --warmup 1 --rounds "$rounds" --json "$@" | tee "$measured"
 keep resnet18
-python -m utils.speed "$out"/*.json
+python -m utils.bench.speed "$out"/*.json

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from imagenet import batches, train
-from utils import distributed, engine
+from utils.training import distributed, engine
 
 frozen = os.environ.get("FROZEN") == "1"
 fit = engine.fit

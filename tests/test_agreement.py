@@ -6,10 +6,10 @@ import torch
 from cifar import data
 from models import build_model
 from modules.restriction import IResLoss
-from utils import bench
-from utils.engine import Precision, evaluate
-from utils.losses import cross_entropy
-from utils.plain import ImageLoopIResLoss, use_mask_chains
+from utils.bench import __main__ as bench
+from utils.bench.reference import ImageLoopIResLoss, use_mask_chains
+from utils.training.engine import Precision, evaluate
+from utils.training.losses import cross_entropy
 
 STEPS, BATCH = 200, 128
 

@@ -8,9 +8,11 @@ import torch
 from models import build_model
 from modules.binarize import BiRealSTE, ClipSTE
 from modules.restriction import IResLoss
-from utils import bench, plain, speed
-from utils.engine import Precision
-from utils.losses import cross_entropy
+from utils.bench import __main__ as bench
+from utils.bench import reference as plain
+from utils.bench import speed
+from utils.training.engine import Precision
+from utils.training.losses import cross_entropy
 
 
 @pytest.mark.parametrize(("ours", "plain"), [(BiRealSTE, plain.MaskChainBiReal), (ClipSTE, plain.MaskChainClip)])

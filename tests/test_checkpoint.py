@@ -7,7 +7,7 @@ import torch
 
 from models import build_model
 from utils import checkpoint
-from utils.averaging import average
+from utils.checkpoint.average import average
 from utils.command import RunError
 
 NETWORK = {"arch": "resnet20", "num_classes": 10}

@@ -6,8 +6,8 @@ import torch
 from models import build_model
 from modules.binarize import anneal_estimators
 from modules.restriction import IResLoss
-from utils import engine
-from utils.losses import cross_entropy
+from utils.training import engine
+from utils.training.losses import cross_entropy
 
 
 @pytest.mark.parametrize(("method", "variant"), [("bireal", "released"), ("irnet", "paper"), ("reactnet", "paper")])

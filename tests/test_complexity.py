@@ -12,10 +12,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import ARCHS, CIFAR, IMAGENET, METHODS, build_model
-from utils import complexity, table6, tables
+from utils import complexity
 from utils.command import RunError, UsageError
 from utils.complexity import count
-from utils.prices import FREE, HANDLERS
+from utils.flop_rules import FREE, HANDLERS
+from utils.tables import __main__ as tables
+from utils.tables import table6
 
 BITS = ((1, 1), (1, 32), (32, 1), (32, 32))
 LEGAL = [(method, *bits) for method in METHODS for bits in BITS if bits not in METHODS[method].refused]

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from models import build_model
-from models.packed import binary_convs, pack_network
-from utils import checkpoint, deploy
+from models.inference import binary_convs, pack_network
+from utils import checkpoint
+from utils.checkpoint.packed import is_packed, load_packed, packed_content, preprocessing_of, read_packed, write_packed
 from utils.command import RunError
-from utils.deploy import random_images, random_network, wrong_sums
-from utils.packed import is_packed, load_packed, packed_content, preprocessing_of, read_packed, write_packed
+from utils.deploy import __main__ as deploy
+from utils.deploy.__main__ import random_images, random_network, wrong_sums
 
 IMAGENET = {"arch": "resnet18", "dataset": "imagenet"}
 RESNET20 = {"arch": "resnet20", "method": "bireal", "recovery": "cirec"}

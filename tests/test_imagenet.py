@@ -17,10 +17,11 @@ from imagenet import batches, cost, data, train
 from imagenet import eval as evaluation
 from imagenet.teacher import load_teacher
 from models import build_model
-from utils import checkpoint, distributed, engine
-from utils import training as common
+from utils import checkpoint
 from utils.command import RunError, UsageError
-from utils.losses import cross_entropy, distillation
+from utils.training import distributed, engine
+from utils.training import trainer as common
+from utils.training.losses import cross_entropy, distillation
 
 CPU = torch.device("cpu")
 

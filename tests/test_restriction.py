@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from models import build_model
 from modules.conv import BinaryConv2d
 from modules.restriction import IResLoss, PlainLoss, attention_map, attention_mask
-from utils.losses import cross_entropy
+from utils.training.losses import cross_entropy
 
 
 def test_attention_map_is_the_sum_of_squares_over_channels():

@@ -1,6 +1,5 @@
 """Every command in scripts/ and in the README is one that the real parsers take."""
 
-import importlib
 import os
 import re
 import shlex
@@ -9,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from utils.paper import TABLES
-from utils.results import identity
+from utils.refresh import command_module
+from utils.tables.paper import TABLES
+from utils.tables.results import identity
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
@@ -23,7 +23,7 @@ def commands(path):
     """[(module, arguments)] of the `python -m` lines of a file, continued lines joined, variables filled in."""
     text = path.read_text().replace("\\\\\n", " ").replace("\\\n", " ")
     found = []
-    for match in re.finditer(r"(?:python|torchrun[^\n]*?) -m (\w+\.\w+)([^\n`]*)", text):
+    for match in re.finditer(r"(?:python|torchrun[^\n]*?) -m (\w+\.[\w.]+)([^\n`]*)", text):
         line = re.split(r"\s(?:\||>|2>|&&|;|#|-->)", f"{match[2]} ")[0].rstrip("); ")
         line = re.sub(r'"?\$\{?([\w@\[\]]+)[^}"\s]*\}?"?', lambda m: VALUES.get(m[1], "1"), line)
         found.append((match[1], shlex.split(line)))
@@ -35,7 +35,7 @@ def cell_lines(path):
 
 
 def parse(module, arguments):
-    parser = importlib.import_module(module).build_parser()
+    parser = command_module(module).build_parser()
     return parser.parse_args([a for a in arguments if a not in ("...", "FLAGS")])
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from utils import refresh, tables
-from utils.paper import LAMBDAS, TABLES
-from utils.results import identity, mean_std
+from utils import refresh
+from utils.tables import __main__ as tables
+from utils.tables.paper import LAMBDAS, TABLES
+from utils.tables.results import identity, mean_std
 
 
 def write_run(folder, top1, seed=0, epochs=5, **flags):

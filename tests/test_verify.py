@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cifar import data, train
-from utils import checkpoint, packed, verify
-from utils.checkpoint import load_model
+from utils import checkpoint, verify
+from utils.checkpoint import load_model, packed
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models.methods import METHODS
-from modules import fused, xnor
 from modules.activations import ACTIVATIONS, LearnedShift
 from modules.binarize import binary_sign
-from modules.fused import PointwiseConv2d, Stem
-from modules.xnor import Finish, XnorConv2d, batch_norm_affine, pack_signs, unpack_signs
+from modules.inference import fused, xnor
+from modules.inference.fused import PointwiseConv2d, Stem
+from modules.inference.xnor import Finish, XnorConv2d, batch_norm_affine, pack_signs, unpack_signs
 
 CASES = [
     # images, C_in, C_out, height, width, kernel, stride, padding
@@ -196,8 +196,8 @@ def test_operators_have_fake_kernels_and_are_exported():
 def test_without_numba_one_warning_says_so(monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, "modules.kernels", None)
-    monkeypatch.delattr("modules.kernels", raising=False)
+    monkeypatch.setitem(sys.modules, "modules.inference.kernels", None)
+    monkeypatch.delattr("modules.inference.kernels", raising=False)
     xnor.kernels.cache_clear()
     try:
         with pytest.warns(UserWarning, match="numba"):

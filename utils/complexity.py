@@ -14,8 +14,8 @@ import torch
 
 from models import ARCHS, CIFAR, IMAGENET, build_model
 from utils.command import Parser, RunError, UsageError, command, positive_int
-from utils.options import add_network_flags, network_config
-from utils.prices import HANDLERS, PRICES
+from utils.flop_rules import HANDLERS, PRICES
+from utils.training.flags import add_network_flags, network_config
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,32 @@ A mark is a comment that holds a command, and the line `<!-- end -->` after what
 
 import contextlib
 import glob
-import importlib
+import importlib.util
 import io
 import re
 import shlex
 from pathlib import Path
 
 from utils.command import Parser, RunError, command
-from utils.run import write_atomic
+from utils.training.run import write_atomic
 
 BLOCK = re.compile(
-    r"^(<!-- python -m (utils\.\w+)( [^\n]*?)? -->\n)(?:(?!<!-- python -m ).)*?^(<!-- end -->)$",
+    r"^(<!-- python -m (utils\.[\w.]+)( [^\n]*?)? -->\n)(?:(?!<!-- python -m ).)*?^(<!-- end -->)$",
     re.MULTILINE | re.DOTALL,
 )
+
+
+def command_module(name):
+    """The module that `python -m NAME` runs. Raises RunError if there is none, or it is no command."""
+    try:
+        found = importlib.util.find_spec(name)
+        package = found is not None and found.submodule_search_locations is not None
+        module = importlib.import_module(f"{name}.__main__" if package else name)
+    except ImportError:
+        module = None
+    if not hasattr(module, "main"):
+        raise RunError(f"there is no command {name}")
+    return module
 
 
 def refreshed(text):
@@ -35,10 +48,7 @@ def refreshed(text):
     def run(block):
         start, module, flags, end = block.groups()
         words = [path for word in shlex.split(flags or "") for path in sorted(glob.glob(word)) or [word]]
-        try:
-            main = importlib.import_module(module).main
-        except (ImportError, AttributeError):
-            raise RunError(f"there is no command {module}") from None
+        main = command_module(module).main
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             main(words)
         return f"{start}\n{printed.getvalue().strip()}\n\n{end}"

@@ -7,12 +7,12 @@ verified where the same images are to be had; other images are scored, and nothi
 from pathlib import Path
 
 from cifar import data
-from utils import engine
 from utils.checkpoint import open_model
 from utils.command import Parser, RunError, UsageError, command
-from utils.losses import cross_entropy
-from utils.results import collect
-from utils.tables import markdown_table
+from utils.tables.__main__ import markdown_table
+from utils.tables.results import collect
+from utils.training import engine
+from utils.training.losses import cross_entropy
 
 SUFFIXES = (".packed", ".pt")
 

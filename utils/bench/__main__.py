@@ -1,4 +1,4 @@
-"""Measure what this code costs: the training step and the data path, beside plain implementations (`utils.plain`)."""
+"""Measure what this code costs: the training step and the data path, beside plain ones (`utils.bench.reference`)."""
 
 import itertools
 import json
@@ -10,12 +10,12 @@ import torch
 from cifar import data
 from models import ARCHS, CIFAR, IMAGENET, build_model
 from modules.restriction import VARIANTS, IResLoss, PlainLoss
-from utils import engine
+from utils.bench.reference import ImageLoopIResLoss, pil_loader, use_mask_chains
 from utils.command import Parser, UsageError, command, fraction, positive_int
-from utils.losses import cross_entropy
-from utils.options import add_network_flags, network_config
-from utils.plain import ImageLoopIResLoss, pil_loader, use_mask_chains
-from utils.run import versions
+from utils.training import engine
+from utils.training.flags import add_network_flags, network_config
+from utils.training.losses import cross_entropy
+from utils.training.run import versions
 
 IMAGENET_SIZE, IMAGENET_CLASSES = 224, 1000
 LEAST_SECONDS = 3.0  # that a data path is timed in one turn

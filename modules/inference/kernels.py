@@ -1,7 +1,8 @@
 """Compiled kernels of inference: XOR and popcount in SIMD registers, and the full precision around them. Needs numba.
 
-All maps are (N, H, W, C) in memory. Signs are bits, 1 where x >= 0, in uint64 words along the channels. `modules.xnor`
-and `modules.fused` are the interfaces. It is one file because numba's cache notices changes of a function's file alone.
+All maps are (N, H, W, C) in memory. Signs are bits, 1 where x >= 0, in uint64 words along the channels. The interfaces
+are `modules.inference.xnor` and `modules.inference.fused`. It is one file because numba's cache notices changes of a
+function's own file alone.
 """
 
 import functools
@@ -466,7 +467,7 @@ def _call(serial, parallel, threads, *args):
 
 
 def convolve(threads, *args):
-    """The binary convolution and what follows it; see `modules.xnor.binary_conv2d`.
+    """The binary convolution and what follows it; see `modules.inference.xnor.binary_conv2d`.
 
     x (N, H, W, C) float32; shift (1 or N, C); weights (blocks, taps * words, COUNT_CHANNELS) uint64; tap_counts
     (taps, C_out) float32: bits set in each tap's weights; stride; padding; finish (8, C_out); residual

@@ -3,11 +3,12 @@
 import torch
 
 from models import build_model, family_of
-from models.packed import pack_network
-from utils import complexity, distributed, engine
+from models.inference import pack_network
+from utils import complexity
 from utils.checkpoint import add_bits_flags, dtype_of, open_model
+from utils.checkpoint.packed import is_packed
 from utils.command import RunError, UsageError
-from utils.packed import is_packed
+from utils.training import distributed, engine
 
 
 def add_flags(parser):

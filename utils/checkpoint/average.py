@@ -37,7 +37,7 @@ def average(paths, batches, device="cpu"):
 def average_on_training_images(paths, dataset, data_dir, image_size, batch_size, seed, device):
     """`average` on one epoch of a small-image data set's augmented training images, as training sees them."""
     from cifar import data
-    from utils.engine import choose_device
+    from utils.training.engine import choose_device
 
     device = choose_device(device)
     payload = read_ours(paths[0])

@@ -10,9 +10,17 @@ from models.blocks import BasicBlock, BiRealBlock
 from models.resnet import ResNet
 from models.vgg import VGGSmall
 from modules.conv import BinaryConv2d
-from modules.fused import BLOCK, PointwiseConv2d, Stem
+from modules.inference.fused import BLOCK, PointwiseConv2d, Stem
+from modules.inference.xnor import (
+    Finish,
+    XnorConv2d,
+    batch_norm_affine,
+    kernels_alone,
+    pack_signs,
+    thread_count,
+    unpack_signs,
+)
 from modules.recovery import CIRec
-from modules.xnor import Finish, XnorConv2d, batch_norm_affine, kernels_alone, pack_signs, thread_count, unpack_signs
 
 
 class UnpackedConv2d(nn.Module):

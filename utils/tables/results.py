@@ -9,7 +9,7 @@ from pathlib import Path
 from models import CIFAR_DEFAULTS, METHODS, family_of
 from models.methods import IMAGENET
 from utils.command import RunError, UsageError
-from utils.run import ARGS, METRICS, SUMMARY
+from utils.training.run import ARGS, METRICS, SUMMARY
 
 DEFAULTS = {
     "dataset": "cifar10",

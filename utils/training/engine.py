@@ -11,9 +11,9 @@ import torch
 from tqdm import tqdm
 
 from modules.binarize import anneal_estimators
-from utils import distributed
 from utils.command import RunError, UsageError
-from utils.losses import cross_entropy
+from utils.training import distributed
+from utils.training.losses import cross_entropy
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Value of --amp, besides "auto" -> the dtype of autocast."""

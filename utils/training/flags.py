@@ -6,7 +6,7 @@ from models import METHODS, RECOVERIES, STRUCTURES, VARIANTS
 from modules.activations import ACTIVATIONS
 from modules.restriction import VARIANTS as IRES_VARIANTS
 from utils.command import ede_t, fraction, non_negative_float, positive_float, positive_int, seed
-from utils.engine import AMP
+from utils.training.engine import AMP
 
 
 def groups_value(text):

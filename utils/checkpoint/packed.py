@@ -2,8 +2,8 @@
 
 The metadata hold the format's name and version, build_model's arguments, the images that the network expects, and a
 SHA-256 of the whole file, computed with the digest's own 64 characters as zeros. The tensors are those of
-`models.packed.pack_network`: bits of binary weights as uint64 words along the input channels (C_out, k, k, words), the
-rest float32, or float16 where --half was given, for weights of full-precision layers alone.
+`models.inference.pack_network`: bits of binary weights as uint64 words along the input channels (C_out, k, k, words),
+the rest float32, or float16 where --half was given, for weights of full-precision layers alone.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from torch import nn
 
 from cifar.data import MEAN, STD
 from models import build_model, family_of
-from models.packed import pack_network
+from models.inference import pack_network
 from utils.checkpoint import load_state
 from utils.command import RunError
 

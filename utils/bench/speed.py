@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from utils.bench import CONTENDERS
+from utils.bench.__main__ import CONTENDERS
 from utils.command import Parser, RunError, command
-from utils.tables import markdown_table
+from utils.tables.__main__ import markdown_table
 
 RATIOS = (
     ("step", "reference"),
@@ -78,7 +78,7 @@ TABLES = {"train": (training_table, ratio_table), "data": (data_table,)}
 
 
 def build_parser():
-    parser = Parser(prog="utils.speed", description=__doc__)
+    parser = Parser(prog="utils.bench.speed", description=__doc__)
     parser.add_argument("results", nargs="+", metavar="FILE")
     return parser
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from utils import checkpoint, complexity, distributed, engine
+from utils import checkpoint, complexity
 from utils.command import RunError, UsageError
-from utils.options import given_flags
-from utils.run import versions
+from utils.training import distributed, engine
+from utils.training.flags import given_flags
+from utils.training.run import versions
 
 RUNTIME = {"device", "print_freq", "no_progress", "resume", "output_dir", "data_dir", "download", "compile"}
 RUNTIME |= {"workers", "skip_corrupt", "checkpoint_minutes", "auto_resume", "teacher_weights", "stage1_checkpoint"}

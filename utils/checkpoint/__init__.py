@@ -163,7 +163,8 @@ def _check_bits(network, weight_bits, activation_bits, path):
 
 def open_model(path, weight_bits=None, activation_bits=None):
     """(network, Description) of a checkpoint of ours, packed or not, or of a release; see `load_model`."""
-    from utils import packed, released  # they need this module
+    from utils import released  # they need this module
+    from utils.checkpoint import packed
 
     if packed.is_packed(path):
         content = packed.read_packed(path)
@@ -310,7 +311,7 @@ def main(argv=None):
         save(out, kept)
         print(f"{out}: {Path(args.path).stat().st_size / 1e6:.2f} MB -> {out.stat().st_size / 1e6:.2f} MB")
         return
-    from utils.averaging import average_on_training_images  # it needs this module
+    from utils.checkpoint.average import average_on_training_images  # it needs this module
 
     averaged = average_on_training_images(
         args.paths, args.dataset, args.data_dir, args.image_size, args.batch_size, args.seed, args.device

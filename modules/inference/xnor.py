@@ -1,8 +1,8 @@
 """Binary convolution for inference, by XOR and popcount on 1-bit weights and activations, and what follows it.
 
 The sum of products of signs is exact: number of products - 2 * popcount(input bits XOR weight bits), where zero
-padding counts as no product. With numba the kernels of `modules.kernels` run; without it the same sums are computed in
-floating point by torch, slower. CPU only, no gradients.
+padding counts as no product. With numba the kernels of `modules.inference.kernels` run; without it the same sums are
+computed in floating point by torch, slower. CPU only, no gradients.
 """
 
 import functools
@@ -32,9 +32,9 @@ def neutral_table(channels):
 
 @functools.cache
 def kernels():
-    """`modules.kernels`, or None, with one warning, where numba is missing."""
+    """`modules.inference.kernels`, or None, with one warning, where numba is missing."""
     try:
-        from modules import kernels as compiled
+        from modules.inference import kernels as compiled
     except ImportError as error:
         warnings.warn(f"{error}: binary convolutions run in floating point, slowly; pip install numba", stacklevel=2)
         return None

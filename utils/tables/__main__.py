@@ -5,10 +5,10 @@ import shlex
 import statistics
 from pathlib import Path
 
-from utils import table6
 from utils.command import Parser, UsageError, command
-from utils.paper import TABLES
-from utils.results import collect, grouped, identity, mean_std
+from utils.tables import table6
+from utils.tables.paper import TABLES
+from utils.tables.results import collect, grouped, identity, mean_std
 
 HELP = "the paper's table; runs: every run found; masked: what IRes masked in each"
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.xnor import (
+from modules.inference.xnor import (
     FINISHES,
     array_of,
     compiled,
@@ -43,7 +43,7 @@ def _stem(x, table, activation, tap_size):
 
 @torch.library.custom_op("ir2net::stem", mutates_args=(), device_types="cpu")
 def stem_maps(x: Tensor, finish: Tensor, activation: str, tap_size: list[int]) -> tuple[Tensor, Tensor]:
-    """(tap, pooled) of y = activation(x * scale * alpha + beta), see `modules.xnor.ROWS`, in one pass over x.
+    """(tap, pooled) of y = activation(x * scale * alpha + beta), see `modules.inference.xnor.ROWS`, in one pass over x.
 
     x (N, C, H, W); pooled: 3x3 maxima of y, stride 2, padding 1; tap (N, C, *tap_size): averages of y. H and W divided
     by tap_size must be even numbers.

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from cifar.data import DATASETS, Batches
 from cifar.data import load as load_small
 from models import ARCHS, build_model, family_of
-from models.packed import binary_convs, pack_network
-from utils import latency
+from models.inference import binary_convs, pack_network
 from utils.checkpoint import open_model, output_path
+from utils.checkpoint.packed import is_half, is_packed, packed_content, preprocessing_of, read_packed, write_packed
 from utils.command import Parser, RunError, UsageError, command, non_negative_int, positive_int
-from utils.options import add_network_flags, network_config
-from utils.packed import is_half, is_packed, packed_content, preprocessing_of, read_packed, write_packed
+from utils.deploy import latency
+from utils.training.flags import add_network_flags, network_config
 
 TOLERANCE = 1e-4
 """Largest difference of logits that verify accepts, relative to the largest logit."""

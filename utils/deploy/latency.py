@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.packed import binary_convs
+from models.inference import binary_convs
 from utils.command import RunError
 
 LAST = torch.channels_last

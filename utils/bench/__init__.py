@@ -1,0 +1,1 @@
+"""What training costs: the step and the data path, beside plain references."""

@@ -1,0 +1,1 @@
+"""Deployment: packed 1-bit networks and ONNX, verified and measured."""

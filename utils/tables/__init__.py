@@ -1,0 +1,1 @@
+"""Tables and figures: the papers' figures beside those of finished runs."""

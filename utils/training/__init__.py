@@ -1,0 +1,1 @@
+"""Training: flags, runtime, losses, ranks, the run's folder, and the trainer."""
