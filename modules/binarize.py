@@ -87,24 +87,18 @@ class EDE(nn.Module):
 
     T_MAX = 10.0
 
-    def __init__(self):
+    def __init__(self, t_min=1e-3):
         super().__init__()
+        self.t_min = t_min
         self.register_buffer("k", torch.ones(()), persistent=False)
         self.register_buffer("t", torch.ones(()), persistent=False)
 
-    def set_progress(self, progress, t_min):
-        """t = t_min * (T_MAX / t_min)^progress and k = max(1 / t, 1), for progress in [0, 1]."""
-        t = t_min * 10 ** (progress * math.log10(self.T_MAX / t_min))
+    def set_progress(self, progress):
+        """t = t_min * (T_MAX / t_min)^progress and k = max(1 / t, 1), for progress in [0, 1]; {"ede_k", "ede_t"}."""
+        t = self.t_min * 10 ** (progress * math.log10(self.T_MAX / self.t_min))
         self.t.fill_(t)
         self.k.fill_(max(1 / t, 1))
+        return {"ede_k": self.k.item(), "ede_t": self.t.item()}
 
     def forward(self, x):
         return _EDESign.apply(x, self.k, self.t)
-
-
-def anneal_estimators(model, epoch, epochs, t_min):
-    """Set k and t of every EDE in `model` for `epoch` (from 0) of `epochs`; returns (k, t), or None if it has none."""
-    estimators = [module for module in model.modules() if isinstance(module, EDE)]
-    for estimator in estimators:
-        estimator.set_progress(epoch / epochs, t_min)
-    return (estimators[0].k.item(), estimators[0].t.item()) if estimators else None

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from modules.binarize import EDE, BiRealSTE, ClipSTE, anneal_estimators, binary_sign
+from modules.binarize import EDE, BiRealSTE, ClipSTE, binary_sign
 from modules.conv import BinaryConv2d
+from modules.progress import set_progress, set_t_min, start_epoch
 
 POINTS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 GRADIENTS = {ClipSTE: (0, 1, 1, 1, 1, 1, 0), BiRealSTE: (0, 0, 1, 2, 1, 0, 0)}
@@ -19,8 +20,8 @@ def gradient(estimator, points, dtype=torch.float64):
 
 
 def ede(progress, t_min=1e-3):
-    estimator = EDE().double()
-    estimator.set_progress(progress, t_min)
+    estimator = EDE(t_min).double()
+    estimator.set_progress(progress)
     return estimator
 
 
@@ -54,16 +55,32 @@ def test_ede_begins_as_identity_and_ends_as_sign():
     assert last[:3] + last[4:] == pytest.approx([0] * 6, abs=1e-2)
 
 
-def test_annealing_finds_every_ede_by_type():
+def test_progress_reaches_every_estimator_that_follows_it():
     model = torch.nn.Sequential(
         BinaryConv2d(3, 4, 3, weight_binarizer=EDE, activation_binarizer=EDE), BinaryConv2d(4, 4, 3)
     )
-    k, t = anneal_estimators(model, 5, 10, t_min=1e-1)
-    assert (k, t) == pytest.approx((1, 1))
+    set_t_min(model, 1e-1)
+    assert set_progress(model, 0.5) == pytest.approx({"ede_k": 1, "ede_t": 1})
     for estimator in (m for m in model.modules() if isinstance(m, EDE)):
         assert estimator.t.item() == pytest.approx(1)
     assert "k" not in " ".join(model.state_dict()), "k and t are no part of a checkpoint"
-    assert anneal_estimators(torch.nn.Linear(2, 2), 0, 10, 1e-3) is None
+    assert set_progress(torch.nn.Linear(2, 2), 0.5) == {}
+
+
+def test_any_module_with_the_hooks_takes_part():
+    class Follower(torch.nn.Module):
+        epochs = 0
+
+        def set_progress(self, progress):
+            return {"seen": progress}
+
+        def start_epoch(self):
+            self.epochs += 1
+
+    model = torch.nn.Sequential(Follower(), torch.nn.Sequential(Follower()))
+    assert set_progress(model, 0.25) == {"seen": 0.25}
+    start_epoch(model)
+    assert model[0].epochs == model[1][0].epochs == 1
 
 
 @pytest.mark.parametrize("estimator", [ClipSTE, BiRealSTE, EDE])

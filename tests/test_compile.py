@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import build_model
-from modules.binarize import anneal_estimators
+from modules.progress import set_progress
 from modules.restriction import IResLoss
 from utils.training import engine
 from utils.training.losses import cross_entropy
@@ -25,7 +25,7 @@ def test_no_graph_breaks_and_no_recompiles(method, variant):
     step.compile(backend=backend, fullgraph=True)
     optimizer = torch.optim.SGD(step.parameters(), 0.01, momentum=0.9)
     for epoch in range(2):
-        anneal_estimators(model, epoch, 2, t_min=1e-3)
+        set_progress(model, epoch / 2)
         step.train()
         for _ in range(2):
             loss, _, _ = step(torch.randn(4, 3, 32, 32), torch.arange(4))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from modules.binarize import anneal_estimators
+from modules.progress import set_progress, set_t_min, start_epoch
 from utils.command import RunError, UsageError
 from utils.training import distributed
 from utils.training.losses import cross_entropy
@@ -320,6 +320,7 @@ def fit(
     """
     state = state or Progress()
     model = step.model
+    set_t_min(model, t_min)
     parallel = distributed.wrap(step, precision.device)
     progress = progress and distributed.is_main()
     saver = Saver(
@@ -344,9 +345,10 @@ def fit(
             saver.save_last()
         for epoch in range(state.epoch, epochs):
             start, seen = time.perf_counter(), state.meters[0]
-            ede = anneal_estimators(model, epoch, epochs, t_min)
+            followed = set_progress(model, epoch / epochs)
             title = f"epoch {epoch + 1}/{epochs}"
             if state.step == 0:
+                start_epoch(model)
                 state.lr = scheduler.get_last_lr()[0]
             # A checkpoint holds the sums of all ranks: one rank takes them up.
             meters = Meters(*state.meters) if distributed.is_main() else Meters()
@@ -371,8 +373,7 @@ def fit(
             row = {"epoch": epoch + 1, "lr": state.lr}
             row |= {f"train_{name}": value for name, value in trained.items()}
             row |= {f"test_{name}": value for name, value in tested.items()}
-            if ede:
-                row |= {"ede_k": ede[0], "ede_t": ede[1]}
+            row |= followed
             if distributed.is_main():
                 run.add_row(row)
                 report(row, title, state.best, speed, writer)
