@@ -8,8 +8,9 @@ from models import build_model
 from modules.restriction import IResLoss
 from utils.bench import __main__ as bench
 from utils.bench.reference import ImageLoopIResLoss, use_mask_chains
-from utils.training.engine import Precision, evaluate
 from utils.training.losses import cross_entropy
+from utils.training.metrics import evaluate
+from utils.training.runtime import Precision
 
 STEPS, BATCH = 200, 128
 

@@ -11,8 +11,8 @@ from modules.restriction import IResLoss
 from utils.bench import __main__ as bench
 from utils.bench import reference as plain
 from utils.bench import speed
-from utils.training.engine import Precision
 from utils.training.losses import cross_entropy
+from utils.training.runtime import Precision
 
 
 @pytest.mark.parametrize(("ours", "plain"), [(BiRealSTE, plain.MaskChainBiReal), (ClipSTE, plain.MaskChainClip)])

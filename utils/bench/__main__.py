@@ -12,7 +12,7 @@ from models import ARCHS, CIFAR, IMAGENET, build_model
 from modules.restriction import VARIANTS, IResLoss, PlainLoss
 from utils.bench.reference import ImageLoopIResLoss, pil_loader, use_mask_chains
 from utils.command import Parser, UsageError, command, fraction, positive_int
-from utils.training import engine
+from utils.training import runtime
 from utils.training.flags import add_network_flags, network_config
 from utils.training.losses import cross_entropy
 from utils.training.run import versions
@@ -67,7 +67,7 @@ class Contender:
         self.rates = []
         self.metrics = {}
         if compiled:
-            engine.compile_step(step, self.device)
+            runtime.compile_step(step, self.device)
 
     def _clock(self):
         if self.device.type == "cuda":
@@ -165,9 +165,9 @@ def training_stream(args, device):
 
 
 def bench_train(args):
-    device = engine.choose_device(args.device)
-    precision = engine.choose_precision(args.amp, device)
-    compiled, reason = engine.choose_compile(args.compile, device, steps=10**6)
+    device = runtime.choose_device(args.device)
+    precision = runtime.choose_precision(args.amp, device)
+    compiled, reason = runtime.choose_compile(args.compile, device, steps=10**6)
     stream, num_classes, image_size = training_stream(args, device)
     if args.dataset != "imagenet" and args.recovery is None:
         args.recovery = "cirec"
@@ -187,7 +187,7 @@ def bench_train(args):
     def reference():
         return ImageLoopIResLoss(use_mask_chains(build(network)), cross_entropy, args.lam)
 
-    float32 = engine.Precision(device, None)
+    float32 = runtime.Precision(device, None)
     contenders = {
         "step": Contender(ours(args.lam), stream, precision, compiled=compiled),
         "no_ires": Contender(PlainLoss(build(network), cross_entropy), stream, precision, compiled=compiled),
@@ -267,7 +267,7 @@ def bench_imagenet_data(args, device):
 
 def bench_data(args):
     """Images/s of our batches against a DataLoader with PIL transforms, in turn."""
-    device = engine.choose_device(args.device)
+    device = runtime.choose_device(args.device)
     if args.dataset == "imagenet":
         return bench_imagenet_data(args, device)
     if args.dataset == "random":
@@ -315,7 +315,7 @@ def build_parser():
     parser.add_argument("--ires-variant", choices=VARIANTS, default="paper")
     parser.add_argument("--batch-size", type=positive_int, default=128)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--amp", choices=("auto", *engine.AMP), default="auto")
+    parser.add_argument("--amp", choices=("auto", *runtime.AMP), default="auto")
     parser.add_argument("--compile", choices=("auto", "off", "on"), default="auto")
     parser.add_argument("--workers", type=positive_int, default=2, help="of the PIL loader")
     parser.add_argument("--warmup", type=positive_int, default=3, help="steps that are not counted")
