@@ -6,8 +6,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from models import CIFAR_DEFAULTS, METHODS, family_of
-from models.methods import IMAGENET
+from models import describe_network
 from utils.command import RunError, UsageError
 from utils.training.run import ARGS, METRICS, SUMMARY
 
@@ -29,6 +28,8 @@ DEFAULTS = {
 }
 """The flags that make an experiment what it is, besides --arch, and what they are where they are not given."""
 
+LOSS = ("ires", "lam", "mu", "ires_variant")
+"""Those of them that are the loss's; the others are the network's."""
 
 OPTIMIZER = ("lr", "batch_size", "momentum", "weight_decay", "t_min", "image_size", "amp")
 NEEDED = {"top1_last", "top1_best", "images", "epochs", "seconds", "data", "versions"}
@@ -93,15 +94,8 @@ def collect(folders):
 def identity(flags):
     """A key that is equal for the same network and loss, however its flags were written."""
     flags = {**DEFAULTS, **{k: v for k, v in flags.items() if v is not None}}
-    family = family_of(flags["dataset"])
-    network = METHODS[flags["method"]].network_for(family, flags["weight_bits"], flags["activation_bits"])
-    usual = network.get("structure") or CIFAR_DEFAULTS.get(flags["arch"], {}).get("structure", "bireal")
-    if family == IMAGENET:
-        usual = network.get("structure", "bireal")
-    recovery = flags["recovery"] or ("cirec" if flags["variant"] else "none")
-    loss = ("ires", flags["lam"], flags["mu"], flags["ires_variant"]) if flags["ires"] else ("plain",)
-    names = ("arch", "method", "weight_bits", "activation_bits", "activation", "ratio", "groups", "variant")
-    return (family, *(flags[name] for name in names), flags["structure"] or usual, recovery, *loss)
+    network = describe_network(**{name: flags[name] for name in ("arch", *DEFAULTS) if name not in LOSS})
+    return network, tuple(flags[name] for name in LOSS) if flags["ires"] else ("plain",)
 
 
 def grouped(results):
