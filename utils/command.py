@@ -51,7 +51,8 @@ def status_of(error):
 
 
 def _fail(error, status):
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    line = " ".join(str(error).split()).encode(errors="backslashreplace").decode()  # a file may hold half a character
+    print("error:", line, file=sys.stderr)
     raise SystemExit(status)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from models import describe_network
 from utils import checkpoint
 from utils.checkpoint.network import few
 from utils.command import UsageError
@@ -22,13 +23,12 @@ def start_from(model, network, path, new_classes=False):
     contents = checkpoint.read_contents(path)
     if contents.packed:
         raise UsageError(f"{path} is packed: its real weights are gone, and training needs them")
-    different = [
-        f"{name} {contents.network.get(name)} instead of {value}"
-        for name, value in network.items()
-        if name not in ("num_classes", "dataset", "image_size") and contents.network.get(name) != value
-    ]
+    wanted, found = (vars(describe_network(**each)) for each in (network, contents.network))
+    free = {"num_classes"} if new_classes else set()
+    different = [name for name in wanted.keys() - free if found[name] != wanted[name]]
     if different:
-        raise UsageError(f"{path} is not of this network: it has {', '.join(different)}")
+        texts = [f"{name} {found[name]} instead of {wanted[name]}" for name in sorted(different)]
+        raise UsageError(f"{path} is not of this network: it has {', '.join(texts)}")
     own, state = model.state_dict(), dict(contents.state)
     told = f"starting from {path}"
     new = [name for name in own if "weight_transform." in name and name not in state]
