@@ -139,7 +139,7 @@ def use_labels_of(folder, classes, num_classes):
         if len(folder.classes) == num_classes:
             return
         if num_classes != 1000:
-            raise UsageError(f"the network tells {num_classes} classes apart, {folder.root} has {len(folder.classes)}")
+            raise UsageError(f"the network has {num_classes} classes, {folder.root} has {len(folder.classes)}")
         classes = synsets()
     labels = {name: label for label, name in enumerate(classes)}
     unknown = [name for name in folder.classes if name not in labels]

@@ -243,10 +243,10 @@ def build_batches(args, device):
     return train, Batches(val_folder, data.eval_transform(args.image_size), args.batch_size, device, **options)
 
 
-def train_stage(asked, stage, folder, batches, teacher, stored, argv):
-    """One stage, of the flags `asked`, from its start, or from `stored`, to its summary."""
+def train_stage(given, stage, folder, batches, teacher, stored, argv):
+    """One stage, of the flags `given`, from its start, or from `stored`, to its summary."""
     train, test = batches
-    args = stage_flags(asked, stage)
+    args = stage_flags(given, stage)
     with distributed.fail_together():
         precision = runtime.choose_precision(args.amp, train.device)
         runtime.seed_everything(args.seed, args.deterministic)
@@ -265,7 +265,7 @@ def train_stage(asked, stage, folder, batches, teacher, stored, argv):
             optimizer = build_optimizer(args, model)
             scheduler = schedule(optimizer, args.schedule, args.epochs * len(train))
             images = data.describe(train, test, args.image_size)
-            kept = {"network": network, "args": flag_values(asked), "data": images, "stage": stage}
+            kept = {"network": network, "args": flag_values(given), "data": images, "stage": stage}
             trainer = Trainer(step, optimizer, scheduler, precision, run, args, kept, teacher)
             if stored is not None:
                 trainer.resume(stored)

@@ -120,7 +120,7 @@ def test_labels_of_a_network_with_more_classes(tmp_path):
         data.use_labels_of(folder, classes, count)
         labels.append([label for _, label in folder.samples])
     assert labels == [[0, 1], [0, 207], [2, 1]]
-    with pytest.raises(UsageError, match="tells 5 classes apart"):
+    with pytest.raises(UsageError, match="has 5 classes"):
         data.use_labels_of(folder, None, 5)
     with pytest.raises(UsageError, match="does not know: n01440764"):
         data.use_labels_of(folder, ["n02099601"], 1)
@@ -291,7 +291,7 @@ def test_teachers(tmp_path, small_tree):
     assert not teacher(images).requires_grad
     (tmp_path / "broken.pth").write_bytes(b"PK")
     for name, weights, error, line in (
-        ("resnet34", "default", UsageError, "teacher resnet34 tells 1000 classes apart, the data has 4"),
+        ("resnet34", "default", UsageError, "teacher resnet34 has 1000 classes, the data have 4"),
         ("resnet34", tmp_path / "none.pth", RunError, "no checkpoint at"),
         ("resnet34", tmp_path / "broken.pth", RunError, "broken.pth is no checkpoint"),
         ("resnet50", tmp_path / "resnet34.pth", RunError, "does not fit the network"),
@@ -438,7 +438,7 @@ def test_mistakes_are_one_line(small_tree, tmp_path, fails):
     )  # fmt: skip
     for changed, line in (
         (("--method", "xnor", "--stage", "1"), "use --method bnn"),
-        (("--teacher", "resnet34"), "tells 1000 classes apart, the data has 4"),
+        (("--teacher", "resnet34"), "has 1000 classes, the data have 4"),
         (("--teacher", "resnet34", "--teacher-weights", "none.pth"), "no checkpoint at none.pth"),
         (("--data-dir", tmp_path / "none"), "no folder"),
         (("--batch-size", "512"), "more than the 24 images"),

@@ -305,7 +305,7 @@ def test_a_teacher_gives_the_targets(finished, tmp_path, tiny_folder, fails):
     _, line = fails(
         train.main, "--dataset", "digits", "--teacher", finished / "last.pt", "--output-dir", tmp_path / "no"
     )
-    assert "tells 2 classes apart, the data has 10" in line
+    assert "has 2 classes, the data have 10" in line
 
 
 def test_compiling_without_a_compiler(monkeypatch):

@@ -32,17 +32,20 @@ CONTENDERS = {
 def saved_bytes(step, images, labels, precision):
     """Bytes that the forward pass of `step` holds for its backward pass; parameters and the input not counted."""
     own = {t.untyped_storage().data_ptr() for t in (*step.parameters(), *step.buffers(), images, labels)}
-    held = {}
+    stored = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor keeps its address from being used again
+            stored[storage.data_ptr()] = (
+                storage.nbytes(),
+                tensor,
+            )  # so that no other takes its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), precision.autocast():
         step(images, labels)
-    return sum(size for size, _ in held.values())
+    return sum(size for size, _ in stored.values())
 
 
 class Contender:

@@ -91,7 +91,7 @@ def average_on_training_images(args):
     (train,) = data.load(args.dataset, args.data_dir, image_size=size, splits=("train",))
     classes = first.network.get("num_classes") or 10
     if classes != len(train.classes):
-        raise RunError(f"{first.path} tells {classes} classes apart, {args.dataset} has {len(train.classes)}")
+        raise RunError(f"{first.path} has {classes} classes, {args.dataset} has {len(train.classes)}")
     batches = data.Batches(train, args.batch_size, device, train=True, seed=args.seed, dtype=dtype_of(first.state))
     try:
         return average(args.paths, batches.epoch(0), device)

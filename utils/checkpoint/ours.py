@@ -47,5 +47,5 @@ def contents(payload, path):
 
 def network_of(payload, path):
     """The network, in evaluation mode, of a checkpoint of ours."""
-    held = contents(payload, path)
-    return build_network(held.network, held.state, path)
+    stored = contents(payload, path)
+    return build_network(stored.network, stored.state, path)

@@ -15,7 +15,7 @@ from utils.training.flags import add_bits_flags
 
 
 def add_flags(parser):
-    """The checkpoint, how to compute, and how to tell."""
+    """The checkpoint, how to compute, and how to print."""
     parser.add_argument("--checkpoint", metavar="PATH", help="ours, packed or not, or a released one")
     parser.add_argument("--packed", action="store_true", help="evaluate its 1-bit form, by XOR and popcount on the CPU")
     add_bits_flags(parser)
@@ -58,11 +58,11 @@ def check_family(contents, family):
 
 
 def check_classes(contents, classes):
-    """Raise UsageError unless the network tells the data's `classes`, and no others, apart."""
+    """Raise UsageError unless the classes of the network are the data's `classes`."""
     network, known = contents.network, contents.data.get("classes")
     count = network.get("num_classes") or 10
     if count != len(classes):
-        raise UsageError(f"{contents.path} tells {count} classes apart, the data have {len(classes)}")
+        raise UsageError(f"{contents.path} has {count} classes, the data have {len(classes)}")
     if known and list(known) != list(classes):
         raise UsageError(f"{contents.path} was trained on other classes than the data's {', '.join(classes[:5])}")
 

@@ -30,12 +30,12 @@ def start_from(model, network, path, new_classes=False):
         texts = [f"{name} {found[name]} instead of {wanted[name]}" for name in sorted(different)]
         raise UsageError(f"{path} is not of this network: it has {', '.join(texts)}")
     own, state = model.state_dict(), dict(contents.state)
-    told = f"starting from {path}"
+    line = f"starting from {path}"
     new = [name for name in own if "weight_transform." in name and name not in state]
     if new:
-        told += f"; new parameters: {few(new)}"
+        line += f"; new parameters: {few(new)}"
     if new_classes and all(name in state and state[name].shape != own[name].shape for name in CLASSIFIER):
-        told += f"; a new classifier, for {len(own['fc.bias'])} classes instead of {len(state['fc.bias'])}"
+        line += f"; a new classifier, for {len(own['fc.bias'])} classes instead of {len(state['fc.bias'])}"
         new += CLASSIFIER
     checkpoint.load_state(model, state | {name: own[name] for name in new}, path)
-    return told
+    return line

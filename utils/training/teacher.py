@@ -32,7 +32,7 @@ def load_teacher(name, classes, device, weights=DEFAULT):
     """The Teacher called `name`: the path of a checkpoint that `load_model` reads, or one of TORCHVISION.
 
     classes: the names of the data's. weights, of a torchvision network: DEFAULT, which torchvision downloads, or the
-    path of its state_dict. Raises UsageError if the teacher tells another number of classes apart, or others; RunError
+    path of its state_dict. Raises UsageError if the teacher has another number of classes, or others; RunError
     if its file cannot be read or fetched.
     """
     if name not in TORCHVISION:
@@ -60,6 +60,6 @@ def load_teacher(name, classes, device, weights=DEFAULT):
 def _check_classes(source, count, known, classes):
     remedy = "give --teacher PATH of a network trained on them, or --teacher none"
     if count != len(classes):
-        raise UsageError(f"the teacher {source} tells {count} classes apart, the data has {len(classes)}: {remedy}")
+        raise UsageError(f"the teacher {source} has {count} classes, the data have {len(classes)}: {remedy}")
     if known and list(known) != list(classes):
         raise UsageError(f"the teacher {source} learned other classes than the data's, or in another order: {remedy}")
