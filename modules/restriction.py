@@ -3,25 +3,55 @@
 Source: section IV-A, equations (5) to (10), Algorithm 1. Training only: inference is untouched.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from modules.conv import weights_binarized_once
 
-VARIANTS = ("paper", "released")
+VARIANTS = ("paper", "released", "quantile")
 
 
 def attention_map(features, variant="paper"):
     """Attention over positions, (N, H, W), of features A_l (N, C, H, W).
 
-    paper: the sum over channels of the squares, equation (5). released: their mean, L2-normalised along the height,
-    as the authors' code has it. Computed in float32 at least.
+    paper, quantile: the sum over channels of the squares, equation (5). released: their mean, L2-normalised along the
+    height, as the authors' code has it. Computed in float32 at least.
     """
     squares = features.to(torch.promote_types(features.dtype, torch.float32)).square()
-    if variant == "paper":
-        return squares.sum(1)
-    return F.normalize(squares.mean(1), dim=1)
+    if variant == "released":
+        return F.normalize(squares.mean(1), dim=1)
+    return squares.sum(1)
+
+
+def mean_threshold(attention, lam):
+    """tau = lam * mean over the image, equation (9), (N, 1, 1, 1), of attention (N, 1, H, W)."""
+    return lam * attention.mean((2, 3), keepdim=True)
+
+
+def quantile_threshold(attention, lam):
+    """tau (N, 1, 1, 1): the lam-quantile of each image's attention (N, 1, H, W), so that lam of the pixels lie below.
+
+    This project's own, not the paper's: features that a Hardtanh saturates make so flat a map that nothing falls below
+    0.15 of its mean, while some pixels are always the least attended. tau is one of the map's values. Where several
+    pixels share it, as near a border where bilinear upsampling repeats the edge, they stay together: of the two values
+    around the quantile, tau is the one that comes nearer to lam. The largest value is never below tau, so that an
+    image of equal features keeps every pixel, and lam = 1 keeps the most attended ones.
+    """
+    values = attention.flatten(1)
+    pixels = values.shape[1]
+    wanted = lam * pixels
+    # The smallest of those to keep. Not kthvalue, which --deterministic forbids on a GPU, nor a sort, 5 times slower.
+    kept = values.topk(max(pixels - round(wanted), 1), sorted=False).values
+    tau = kept.amin(1, keepdim=True)
+    above = values > tau
+    missing = wanted - (values < tau).sum(1, keepdim=True)
+    excess = pixels - above.sum(1, keepdim=True) - wanted  # if the pixels at tau were masked too
+    following = values.masked_fill(~above, math.inf).amin(1, keepdim=True)
+    tau = torch.where(above.any(1, keepdim=True) & (excess < missing), following, tau)
+    return tau.view(-1, 1, 1, 1)
 
 
 def attention_mask(features, size, lam, variant="paper"):
@@ -29,12 +59,12 @@ def attention_mask(features, size, lam, variant="paper"):
 
     The attention map of features (N, C, h, w) is upsampled bilinearly to `size` (6); a pixel is kept where the map is
     at least lam times its mean over the image (8, 9), so that lam = 0 keeps all. released: corners aligned, and
-    strictly more than lam times the mean.
+    strictly more than lam times the mean. quantile: at least the image's lam-quantile.
     """
     released = variant == "released"
     attention = attention_map(features.detach(), variant).unsqueeze(1)
     attention = F.interpolate(attention, size=size, mode="bilinear", align_corners=released)
-    threshold = lam * attention.mean((2, 3), keepdim=True)
+    threshold = quantile_threshold(attention, lam) if variant == "quantile" else mean_threshold(attention, lam)
     keep = attention > threshold if released else attention >= threshold
     return keep.to(attention.dtype)
 
