@@ -3,25 +3,55 @@
 Source: section IV-A, equations (5) to (10), Algorithm 1. Training only: inference is untouched.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from modules.conv import weights_binarized_once
 
-VARIANTS = ("paper", "released")
+VARIANTS = ("paper", "released", "quantile")
 
 
 def attention_map(features, variant="paper"):
     """Attention over positions, (N, H, W), of features A_l (N, C, H, W).
 
-    paper: the sum over channels of the squares, equation (5). released: their mean, L2-normalised along the height,
-    as the authors' code has it. Computed in float32 at least.
+    paper, quantile: the sum over channels of the squares, equation (5). released: their mean, L2-normalised along the
+    height, as the authors' code has it. Computed in float32 at least.
     """
     squares = features.to(torch.promote_types(features.dtype, torch.float32)).square()
-    if variant == "paper":
-        return squares.sum(1)
-    return F.normalize(squares.mean(1), dim=1)
+    if variant == "released":
+        return F.normalize(squares.mean(1), dim=1)
+    return squares.sum(1)
+
+
+def mean_threshold(attention, lam):
+    """tau = lam * mean over the image, equation (9), (N, 1, 1, 1), of attention (N, 1, H, W)."""
+    return lam * attention.mean((2, 3), keepdim=True)
+
+
+def quantile_threshold(attention, lam):
+    """tau (N, 1, 1, 1): the lam-quantile of each image's attention (N, 1, H, W), so that lam of the pixels lie below.
+
+    This project's own, not the paper's: features that a Hardtanh saturates make so flat a map that nothing falls below
+    0.15 of its mean, while some pixels are always the least attended. tau is one of the map's values. Where several
+    pixels share it, as near a border where bilinear upsampling repeats the edge, they stay together: of the two values
+    around the quantile, tau is the one that comes nearer to lam. The largest value is never below tau, so that an
+    image of equal features keeps every pixel, and lam = 1 keeps the most attended ones.
+    """
+    values = attention.flatten(1)
+    pixels = values.shape[1]
+    wanted = lam * pixels
+    # The smallest of those to keep. Not kthvalue, which --deterministic forbids on a GPU, nor a sort, 5 times slower.
+    kept = values.topk(max(pixels - round(wanted), 1), sorted=False).values
+    tau = kept.amin(1, keepdim=True)
+    above = values > tau
+    missing = wanted - (values < tau).sum(1, keepdim=True)
+    excess = pixels - above.sum(1, keepdim=True) - wanted  # if the pixels at tau were masked too
+    following = values.masked_fill(~above, math.inf).amin(1, keepdim=True)
+    tau = torch.where(above.any(1, keepdim=True) & (excess < missing), following, tau)
+    return tau.view(-1, 1, 1, 1)
 
 
 def attention_mask(features, size, lam, variant="paper"):
@@ -29,14 +59,104 @@ def attention_mask(features, size, lam, variant="paper"):
 
     The attention map of features (N, C, h, w) is upsampled bilinearly to `size` (6); a pixel is kept where the map is
     at least lam times its mean over the image (8, 9), so that lam = 0 keeps all. released: corners aligned, and
-    strictly more than lam times the mean.
+    strictly more than lam times the mean. quantile: at least the image's lam-quantile.
     """
     released = variant == "released"
     attention = attention_map(features.detach(), variant).unsqueeze(1)
     attention = F.interpolate(attention, size=size, mode="bilinear", align_corners=released)
-    threshold = lam * attention.mean((2, 3), keepdim=True)
+    threshold = quantile_threshold(attention, lam) if variant == "quantile" else mean_threshold(attention, lam)
     keep = attention > threshold if released else attention >= threshold
     return keep.to(attention.dtype)
+
+
+class PlainLoss(nn.Module):
+    """One training step without IRes: `step(images, targets) -> loss, logits, metrics`.
+
+    It owns the model, so that DistributedDataParallel and torch.compile wrap the step as a whole.
+    """
+
+    def __init__(self, model, criterion):
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+
+    def forward(self, images, targets):
+        logits = self.model(images)
+        return self.criterion(logits, targets), logits, {}
+
+
+class IResLoss(nn.Module):
+    """One training step with IRes, Algorithm 1: `step(images, targets) -> loss, logits, metrics`.
+
+    The images (N, C, H, W), already normalised, pass twice: as they are, then masked by the attention that the first
+    pass paid (7). loss = mu * loss(original) + (1 - mu) * loss(masked), equation (10). The logits are the first
+    pass's; the metrics are scalars: the two losses, and the fraction of pixels masked.
+
+    model: has `features(images)`, whose last map is A_l, and `classify(maps)`.
+    criterion: function of (logits, targets), to a scalar. Raises ValueError for lam, mu or a variant out of range.
+
+    `IResLoss(...)` makes a ThriftyIResLoss: the same numbers with less work.
+    """
+
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(ThriftyIResLoss if cls is IResLoss else cls)
+
+    def __init__(self, model, criterion, lam=0.15, mu=0.5, variant="paper"):
+        super().__init__()
+        if not 0 <= lam <= 1 or not 0 <= mu <= 1:
+            raise ValueError(f"lam and mu must lie in [0, 1], not {lam} and {mu}")
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, not {variant!r}")
+        self.model = model
+        self.criterion = criterion
+        self.lam = lam
+        self.mu = mu
+        self.variant = variant
+
+    def forward(self, images, targets):
+        maps = self.model.features(images)
+        logits = self.model.classify(maps)
+        original = self.criterion(logits, targets)
+        mask = attention_mask(maps[-1], images.shape[2:], self.lam, self.variant)
+        masked = self.criterion(self.model(images * mask.to(images.dtype)), targets)
+        loss = self.mu * original + (1 - self.mu) * masked
+        return loss, logits, _metrics(original, masked, mask)
+
+
+def _metrics(original, masked, mask):
+    return {"loss_original": original.detach(), "loss_masked": masked.detach(), "masked_fraction": 1 - mask.mean()}
+
+
+class ThriftyIResLoss(IResLoss):
+    """IResLoss without what it would compute twice; whoever reads how IRes works can leave it out.
+
+    Weights are binarized once a step, not once a pass. On a CPU a second pass over unmasked images, which could only
+    repeat the first, is not computed: the loss, its gradient and BatchNorm's statistics are what two passes give, in a
+    model without randomness, as all here are. A GPU would have to wait to be asked for the mask. Compiled it is
+    IResLoss itself: the compiler finds what the passes share.
+    """
+
+    def forward(self, images, targets):
+        if torch.compiler.is_compiling():
+            return super().forward(images, targets)
+        with weights_binarized_once(self.model):
+            if images.is_cpu:
+                return self._forward_on_cpu(images, targets)
+            return super().forward(images, targets)
+
+    def _forward_on_cpu(self, images, targets):
+        statistics = _Statistics(self.model)
+        maps = self.model.features(images)
+        logits = self.model.classify(maps)
+        original = self.criterion(logits, targets)
+        mask = attention_mask(maps[-1], images.shape[2:], self.lam, self.variant)
+        if statistics.are_exponential and mask.all():
+            statistics.update_again()
+            masked = original
+        else:
+            masked = self.criterion(self.model(images * mask.to(images.dtype)), targets)
+        loss = self.mu * original + (1 - self.mu) * masked
+        return loss, logits, _metrics(original, masked, mask)
 
 
 class _Statistics:
@@ -58,70 +178,3 @@ class _Statistics:
             norm.running_mean.data.copy_(mean.lerp(norm.running_mean, 2 - norm.momentum))
             norm.running_var.data.copy_(var.lerp(norm.running_var, 2 - norm.momentum))
             norm.num_batches_tracked += 1
-
-
-class PlainLoss(nn.Module):
-    """One training step without IRes: `step(images, targets) -> loss, logits, metrics`.
-
-    It owns the model, so that DistributedDataParallel and torch.compile wrap the step as a whole.
-    """
-
-    def __init__(self, model, criterion):
-        super().__init__()
-        self.model = model
-        self.criterion = criterion
-
-    def forward(self, images, targets):
-        logits = self.model(images)
-        return self.criterion(logits, targets), logits, {}
-
-
-class IResLoss(nn.Module):
-    """One training step with IRes: `step(images, targets) -> loss, logits, metrics`.
-
-    The images (N, C, H, W), already normalised, pass twice: as they are, then masked by the attention that the first
-    pass paid (7). loss = mu * loss(original) + (1 - mu) * loss(masked), equation (10). The logits are the first
-    pass's; the metrics are scalars: the two losses, and the fraction of pixels masked.
-
-    model: has `features(images)`, whose last map is A_l, and `classify(maps)`.
-    criterion: function of (logits, targets), to a scalar. Raises ValueError for lam, mu or a variant out of range.
-
-    Eager on a CPU a second pass over unmasked images, which could only repeat the first, is not computed: the loss, its
-    gradient and BatchNorm's statistics are what two passes give, in a model without randomness, as all here are. A GPU
-    would have to wait to be asked for the mask.
-    """
-
-    def __init__(self, model, criterion, lam=0.15, mu=0.5, variant="paper"):
-        super().__init__()
-        if not 0 <= lam <= 1 or not 0 <= mu <= 1:
-            raise ValueError(f"lam and mu must lie in [0, 1], not {lam} and {mu}")
-        if variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, not {variant!r}")
-        self.model = model
-        self.criterion = criterion
-        self.lam = lam
-        self.mu = mu
-        self.variant = variant
-
-    def forward(self, images, targets):
-        if torch.compiler.is_compiling():  # the compiler finds by itself what the passes share
-            return self._passes(images, targets)
-        with weights_binarized_once(self.model):
-            return self._passes(images, targets, _Statistics(self.model) if images.is_cpu else None)
-
-    def _passes(self, images, targets, statistics=None):
-        maps = self.model.features(images)
-        logits = self.model.classify(maps)
-        mask = attention_mask(maps[-1], images.shape[2:], self.lam, self.variant)
-        original = self.criterion(logits, targets)
-        if statistics and statistics.are_exponential and mask.all():
-            statistics.update_again()
-            masked = original
-        else:
-            masked = self.criterion(self.model(images * mask.to(images.dtype)), targets)
-        metrics = {
-            "loss_original": original.detach(),
-            "loss_masked": masked.detach(),
-            "masked_fraction": 1 - mask.mean(),
-        }
-        return self.mu * original + (1 - self.mu) * masked, logits, metrics

@@ -49,6 +49,44 @@ def test_the_released_mask_is_strict():
     assert attention_mask(features, (4, 4), 1.0, "released").max() == 0
 
 
+@pytest.mark.parametrize("features", ["hardtanh", "relu", "normal", "flat", "steep"])
+@pytest.mark.parametrize(("side", "size"), [(8, (32, 32)), (4, (32, 32)), (7, (224, 224)), (8, (8, 8)), (5, (21, 40))])
+def test_the_quantile_masks_lambda_of_the_pixels_whatever_the_features(features, side, size):
+    torch.manual_seed(0)
+    drawn = {
+        "hardtanh": lambda: F.hardtanh(torch.randn(64, 64, side, side)),
+        "relu": lambda: torch.randn(64, 16, side, side).relu(),
+        "normal": lambda: torch.randn(64, 3, side, side),
+        "flat": lambda: 1 + 1e-3 * torch.randn(64, 8, side, side),
+        "steep": lambda: torch.randn(64, 4, side, side) ** 5,
+    }[features]()
+    for lam in (0.0, 0.15, 0.3, 0.5, 0.7, 0.9):
+        masked = 1 - attention_mask(drawn, size, lam, "quantile").mean((1, 2, 3))
+        tolerance = max(0.01, 1 / (size[0] * size[1]))  # of 8x8 pixels, one is more than a hundredth
+        assert (masked - lam).abs().max() <= tolerance + 1e-6, lam
+
+
+def test_pixels_at_the_quantile_are_kept():
+    # Attention 1, 4, 9, 16: lambda 0.5 masks two of four; a pixel that equals the threshold stays.
+    features = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 1, 2, 2)
+    assert attention_mask(features, (2, 2), 0.5, "quantile").flatten().tolist() == [0, 0, 1, 1]
+    assert attention_mask(features, (2, 2), 1.0, "quantile").flatten().tolist() == [0, 0, 0, 1]
+    # Equal pixels stay together, on the side that is nearer to lambda.
+    features = torch.tensor([[1.0, 1.0, 1.0], [1.0, 2.0, 3.0]]).view(1, 1, 2, 3)
+    assert attention_mask(features, (2, 3), 0.3, "quantile").flatten().tolist() == [1] * 6
+    assert attention_mask(features, (2, 3), 0.4, "quantile").flatten().tolist() == [0, 0, 0, 0, 1, 1]
+    for lam in (0.0, 0.15, 0.9, 1.0):
+        assert attention_mask(torch.ones(2, 3, 4, 4), (32, 32), lam, "quantile").min() == 1
+
+
+def test_the_quantile_is_each_images_own_and_has_no_gradient():
+    features = torch.rand(3, 4, 4, 4, requires_grad=True)
+    together = attention_mask(features, (16, 16), 0.4, "quantile")
+    alone = torch.cat([attention_mask(features[i : i + 1] * 10**i, (16, 16), 0.4, "quantile") for i in range(3)])
+    assert torch.equal(together, alone)
+    assert not together.requires_grad
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1.0, 1e15])
 def test_lambda_zero_keeps_every_pixel(scale):
     features = torch.randn(4, 8, 4, 4).relu() * scale
