@@ -7,7 +7,7 @@ import torch
 
 from models import build_model
 from modules.binarize import BiRealSTE, ClipSTE
-from modules.restriction import IResLoss
+from modules.restriction import ThriftyIResLoss
 from utils.bench import __main__ as bench
 from utils.bench import loading, speed
 from utils.bench import reference as plain
@@ -35,7 +35,7 @@ def steps():
     model = build_model("resnet20", recovery="cirec")
     reference = build_model("resnet20", recovery="cirec")
     reference.load_state_dict(model.state_dict())
-    ours = IResLoss(model, cross_entropy, lam=0.9)
+    ours = ThriftyIResLoss(model, cross_entropy, lam=0.9)
     return ours, plain.ImageLoopIResLoss(plain.use_mask_chains(reference), cross_entropy, lam=0.9)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from models import build_model
 from modules.progress import set_progress
-from modules.restriction import IResLoss
+from modules.restriction import ThriftyIResLoss
 from utils.training import runtime
 from utils.training.losses import cross_entropy
 
@@ -21,7 +21,7 @@ def test_no_graph_breaks_and_no_recompiles(method, variant):
 
     torch.manual_seed(0)
     model = build_model("resnet20", method=method, recovery="cirec")
-    step = IResLoss(model, cross_entropy, lam=0.9, variant=variant)
+    step = ThriftyIResLoss(model, cross_entropy, lam=0.9, variant=variant)
     step.compile(backend=backend, fullgraph=True)
     optimizer = torch.optim.SGD(step.parameters(), 0.01, momentum=0.9)
     for epoch in range(2):
@@ -41,7 +41,7 @@ def test_compiled_and_eager_losses_agree():
     losses = {}
     for compiled in (False, True):
         torch.manual_seed(0)
-        step = IResLoss(build_model("resnet20", recovery="cirec"), cross_entropy, lam=0.9).double()
+        step = ThriftyIResLoss(build_model("resnet20", recovery="cirec"), cross_entropy, lam=0.9).double()
         if compiled:
             step.compile(backend="aot_eager", fullgraph=True)
         optimizer = torch.optim.SGD(step.parameters(), 0.01, momentum=0.9)

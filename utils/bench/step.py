@@ -8,7 +8,7 @@ import torch
 
 from cifar import data
 from models import build_model
-from modules.restriction import IResLoss, PlainLoss
+from modules.restriction import PlainLoss, ThriftyIResLoss
 from utils.bench.loading import endless, endless_loader
 from utils.bench.reference import ImageLoopIResLoss, pil_loader, use_mask_chains
 from utils.training import runtime
@@ -170,7 +170,7 @@ def contenders_of(args, network, stream, precision, compiled):
     twin = network | headless | {"weight_bits": 32, "activation_bits": 32}
 
     def ours(lam):
-        return IResLoss(new_model(network, device), cross_entropy, lam, variant=args.ires_variant)
+        return ThriftyIResLoss(new_model(network, device), cross_entropy, lam, variant=args.ires_variant)
 
     def without_ires(network):
         return PlainLoss(new_model(network, device), cross_entropy)

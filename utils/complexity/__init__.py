@@ -98,16 +98,12 @@ def count(model, input_size, rule="paper"):
         raise UsageError(f"the network does not run on images {tuple(images.shape[1:])}: {error}") from None
 
     layers = [_layer(name, m, amounts[m], outputs.get(m, ()), PRICES[rule]) for name, m in twin.named_modules()]
-    fields = ("bops", "flops", "params", "params_1bit")
-    bops, flops, params, params_1bit = (sum(getattr(layer, field) for layer in layers) for field in fields)
+    totals = {field: sum(getattr(x, field) for x in layers) for field in ("bops", "flops", "params", "params_1bit")}
     stored = sum(t.numel() for t in model.state_dict().values() if t.is_floating_point())
     return Complexity(
-        bops=bops,
-        flops=flops,
-        ops=bops / 64 + flops,
-        params=params,
-        params_1bit=params_1bit,
-        model_mb=(32 * (stored - params_1bit) + params_1bit) / 8 / 1e6,
+        **totals,
+        ops=totals["bops"] / 64 + totals["flops"],
+        model_mb=(32 * stored - 31 * totals["params_1bit"]) / 8 / 1e6,
         rule=rule,
         input_size=input_size,
         layers=tuple(layer for layer in layers if layer.bops or layer.flops or layer.params),

@@ -3,7 +3,7 @@
 from functools import partial
 
 from models import build_model
-from modules.restriction import IResLoss, PlainLoss
+from modules.restriction import PlainLoss, ThriftyIResLoss
 from utils.command import UsageError
 from utils.training.losses import cross_entropy, distillation
 from utils.training.teacher import NONE
@@ -22,5 +22,5 @@ def build_step(args, model):
     smoothing = getattr(args, "label_smoothing", 0.0)
     criterion = distillation if args.teacher != NONE else partial(cross_entropy, smoothing=smoothing)
     if args.ires:
-        return IResLoss(model, criterion, args.lam, args.mu, args.ires_variant)
+        return ThriftyIResLoss(model, criterion, args.lam, args.mu, args.ires_variant)
     return PlainLoss(model, criterion)
