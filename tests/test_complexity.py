@@ -136,7 +136,7 @@ def test_resnet18_head_is_within_scaling_factors_before_m_is_rounded_up():
 
 @pytest.mark.parametrize(("weight_bits", "activation_bits"), [(1, 32), (32, 1), (32, 32)])
 def test_convolutions_that_are_not_binary_on_both_sides_count_as_flops(weight_bits, activation_bits):
-    counts = count(build("resnet20", "cifar10", "bireal", weight_bits, activation_bits), 32, "conv")
+    counts = count(build("resnet20", weight_bits=weight_bits, activation_bits=activation_bits), 32, "conv")
     binary = count(build("resnet20"), 32, "conv")
     assert counts.bops == 0
     assert counts.flops == binary.bops + binary.flops
