@@ -12,25 +12,20 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from cifar import data
-from cifar.data import MEAN, STD
 from models import family_of
 from models.methods import IMAGENET
 from modules.restriction import VARIANTS, attention_map, attention_mask
+from utils import images as image_files
 from utils.checkpoint import add_bits_flags, network_text, open_model
-from utils.command import Parser, RunError, UsageError, command, fraction, non_negative_int
+from utils.command import Parser, UsageError, command, fraction, non_negative_int
+from utils.images import MEAN, STD
 
 
 def read_image(path, size):
     """An image file as float32 (3, size, size) in [0, 1]: scaled to cover the square, centre cropped."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise RunError(f"{path} has more than 8 bits per channel: convert it to 8")
-            image = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    except FileNotFoundError:
-        raise UsageError(f"no image {path}") from None
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise RunError(f"{path} is not an image that can be read ({type(error).__name__})") from None
+    if not Path(path).exists():
+        raise UsageError(f"no image {path}")
+    image = ImageOps.fit(image_files.read_image(path), (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
 
 
