@@ -10,7 +10,7 @@ from torchvision.utils import make_grid
 from cifar import data
 from models import ARCHS, CIFAR
 from modules.restriction import attention_mask
-from utils.command import Parser, UsageError, command, positive_int
+from utils.command import Parser, UsageError, command, image_size
 from utils.training import distributed, runtime
 from utils.training.flags import (
     add_network_flags,
@@ -55,7 +55,9 @@ def build_parser():
     parser.add_argument("--dataset", choices=data.DATASETS, default="cifar10", help="folder: DIR/{train,test}/<class>/")
     runtime_flag(parser, "--data-dir", kept=True, metavar="DIR", help="where the data set lies (digits needs none)")
     runtime_flag(parser, "--download", action="store_true", help="fetch CIFAR into --data-dir if it is not there")
-    parser.add_argument("--image-size", type=positive_int, metavar="N", help="resize a folder's images to NxN")
+    parser.add_argument("--image-size", type=image_size, metavar="SIZE", help="resize a folder's images: N or HxW")
+    skip = "go on without a folder's images that cannot be read"
+    runtime_flag(parser, "--skip-corrupt", kept=True, action="store_true", help=skip)
     add_network_flags(parser, ARCHS[CIFAR], arch_default="resnet20")
     group = add_training_flags(parser)
     group.add_argument("--teacher", default=NONE, metavar="PATH", help="checkpoint whose logits replace the labels")
@@ -84,7 +86,8 @@ def resolve(argv):
 
 def load_batches(args, device):
     """(training batches, test batches, what the run keeps of its data). Raises UsageError for unfit images."""
-    train_set, test_set = data.load(args.dataset, args.data_dir, args.download, args.image_size, not args.no_progress)
+    options = {"progress": not args.no_progress, "skip_corrupt": args.skip_corrupt}
+    train_set, test_set = data.load(args.dataset, args.data_dir, args.download, args.image_size, **options)
     height, width = train_set.images.shape[2:]
     if args.arch == "vgg_small" and height != width:
         raise UsageError(f"vgg_small needs square images, not {height}x{width}: --image-size N makes them so")

@@ -197,7 +197,7 @@ def test_a_corrupt_image_is_named_or_counted(small_tree, capsys, workers):
     broken[1].write_bytes(broken[1].read_bytes()[:300])
     for split, path in zip(("val", "train"), broken):
         own = build(small_tree, split, workers=workers)
-        with pytest.raises(RunError, match=rf"{path} cannot be read as an image"):
+        with pytest.raises(RunError, match=rf"{path} is not an image that can be read"):
             list(own.epoch(0) if split == "train" else own)
     test = build(small_tree, "val", workers=workers, skip_corrupt=True)
     assert sum(len(labels) for _, labels in test) == 15

@@ -20,7 +20,7 @@ from utils.checkpoint import (
     save,
 )
 from utils.checkpoint.average import average
-from utils.command import Parser, RunError, command, positive_int
+from utils.command import Parser, RunError, command, image_size, positive_int
 from utils.files import output_path
 from utils.training.runtime import choose_device
 
@@ -73,7 +73,7 @@ def build_parser():
     sub.add_argument("paths", nargs="+", metavar="path")
     sub.add_argument("--dataset", choices=data.DATASETS, default="cifar10")
     sub.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
-    sub.add_argument("--image-size", type=positive_int, metavar="N", help="resize a folder's images to NxN")
+    sub.add_argument("--image-size", type=image_size, metavar="SIZE", help="resize a folder's images: N or HxW")
     sub.add_argument("--batch-size", type=positive_int, default=128)
     sub.add_argument("--seed", type=int, default=0, help="of the augmentation")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -87,7 +87,7 @@ def average_on_training_images(args):
     first = read_contents(args.paths[0])
     if first.family != CIFAR:
         raise RunError(f"{first.path} holds a network for ImageNet, and {args.dataset} has small images")
-    size = args.image_size or (first.image_size[0] if args.dataset == "folder" else None)
+    size = args.image_size or (first.image_size if args.dataset == "folder" else None)
     (train,) = data.load(args.dataset, args.data_dir, image_size=size, splits=("train",))
     classes = first.network.get("num_classes") or 10
     if classes != len(train.classes):

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import torch
 
 from models import ARCHS, CIFAR, IMAGENET, build_model
-from utils.command import Parser, UsageError, command, positive_int
+from utils.command import Parser, UsageError, command, side
 from utils.complexity import count
 from utils.complexity.rules import PRICES
 from utils.training.flags import add_network_flags, network_config
@@ -36,7 +36,7 @@ def _report(counts):
 def build_parser():
     parser = Parser(prog="utils.complexity", description=__doc__)
     parser.add_argument("--dataset", choices=("cifar10", "cifar100", "imagenet"), default="cifar10")
-    parser.add_argument("--input-size", type=positive_int, metavar="N", help="NxN images; default: 32, imagenet 224")
+    parser.add_argument("--input-size", type=side, metavar="N", help="NxN images; default: 32, imagenet 224")
     parser.add_argument("--rule", choices=list(PRICES), default="paper", help="what counts as a FLOP")
     parser.add_argument("--per-layer", action="store_true", help="a line, or with --json an object, per layer")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

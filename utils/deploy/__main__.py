@@ -5,7 +5,7 @@ import json
 from cifar.data import DATASETS
 from models import ARCHS
 from utils.checkpoint.packed import write_packed
-from utils.command import Parser, command, non_negative_int, positive_int
+from utils.command import Parser, command, non_negative_int, positive_int, side, threads
 from utils.deploy.bench import bench
 from utils.deploy.export import onnx
 from utils.deploy.networks import float_size, megabytes, named_network
@@ -38,9 +38,7 @@ def build_parser():
         sub.add_argument("--checkpoint", metavar="PATH", help="ours, or a released one; default: random weights")
         sub.add_argument("--dataset", choices=(*DATASETS, "imagenet"), help="of the network, and of verify's images")
         add_network_flags(sub, archs, variants=True)
-        sub.add_argument(
-            "--image-size", type=positive_int, metavar="N", help="NxN images; default: the checkpoint's own"
-        )
+        sub.add_argument("--image-size", type=side, metavar="N", help="NxN images; default: the checkpoint's own")
         sub.add_argument("--seed", type=non_negative_int, default=0, help="of random weights and images")
         sub.add_argument("--json", action="store_true", help="one JSON object as the last line")
         if name in ("pack", "onnx"):
@@ -55,7 +53,7 @@ def build_parser():
             sub.add_argument("--images", type=positive_int, default=16, help="how many random images")
             sub.add_argument("--batch-size", type=positive_int, help="default: 1 for imagenet, else 16")
         if name == "bench":
-            sub.add_argument("--threads", type=positive_int, help="default: one per core")
+            sub.add_argument("--threads", type=threads, help="default: one per core")
             sub.add_argument("--batch-size", type=positive_int, default=1)
             sub.add_argument("--repeats", type=positive_int, default=20, help="rounds that the medians are taken over")
             sub.add_argument("--compile", action="store_true", help="measure torchvision's network compiled, too")

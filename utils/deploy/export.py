@@ -4,12 +4,12 @@ import json
 
 import torch
 
-from cifar.data import MEAN, STD
 from utils.checkpoint.packed import KEPT
 from utils.command import RunError
 from utils.deploy.networks import megabytes, named_network, random_images
 from utils.deploy.verify import images_for, relative_errors
 from utils.files import output_path, replacing
+from utils.images import MEAN, STD
 
 TOLERANCE = 1e-3
 """Largest difference of logits that is accepted, relative to the largest logit of the image: runtimes fuse BatchNorms,

@@ -4,13 +4,14 @@ import torch
 import torch.nn.functional as F
 
 from cifar.data import Batches, load
-from imagenet.data import eval_transform, open_split, read_image, use_labels_of
+from imagenet.data import eval_transform, open_split, use_labels_of
 from models import IMAGENET
 from models.inference import binary_convs
 from utils.checkpoint import open_model
 from utils.checkpoint.packed import is_half
 from utils.command import RunError, UsageError
 from utils.deploy.networks import named_network, packed_network, random_images
+from utils.images import read_image
 from utils.training.evaluation import check_classes
 
 TOLERANCE = 1e-4

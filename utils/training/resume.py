@@ -133,7 +133,8 @@ def _can_be(action, value):
     if action.nargs == 0:
         return isinstance(value, bool)
     try:
-        return (action.type or str)(str(value)) == value
+        text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)  # an image size (H, W)
+        return (action.type or str)(text) == value
     except (ValueError, TypeError, ArgumentTypeError):
         return False
 
