@@ -6,10 +6,11 @@ import torch
 from cifar import data
 from models import build_model
 from modules.restriction import IResLoss
-from utils.bench import __main__ as bench
+from utils.bench.loading import endless
 from utils.bench.reference import ImageLoopIResLoss, use_mask_chains
-from utils.training.engine import Precision, evaluate
 from utils.training.losses import cross_entropy
+from utils.training.metrics import evaluate
+from utils.training.runtime import Precision
 
 STEPS, BATCH = 200, 128
 
@@ -29,7 +30,7 @@ def trained(kind):
         step.compile(fullgraph=True, dynamic=False)
     optimizer = torch.optim.SGD(step.parameters(), 0.11, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    batches = bench.endless(data.Batches(train_set, BATCH, train=True))
+    batches = endless(data.Batches(train_set, BATCH, train=True))
     for _, (images, labels) in zip(range(STEPS), batches):
         with precision.autocast():
             loss, _, _ = step(images, labels)

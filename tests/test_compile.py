@@ -6,7 +6,7 @@ import torch
 from models import build_model
 from modules.progress import set_progress, start_epoch
 from modules.restriction import IResLoss
-from utils.training import engine
+from utils.training import runtime
 from utils.training.losses import cross_entropy
 
 
@@ -73,14 +73,14 @@ class Recorder:
     [("cpu", 1, 1, "default"), ("cuda", 1, 1, "reduce-overhead"), ("cuda", 2, 1, "default"), ("cuda", 1, 2, "default")],
 )
 def test_cuda_graphs_are_for_one_gpu_and_whole_batches(device, accumulate, ranks, mode, monkeypatch):
-    monkeypatch.setattr(engine.distributed, "world_size", lambda: ranks)
+    monkeypatch.setattr(runtime.distributed, "world_size", lambda: ranks)
     step = Recorder()
-    engine.compile_step(step, torch.device(device), accumulate)
+    runtime.compile_step(step, torch.device(device), accumulate)
     assert step.options == {"mode": mode, "dynamic": False}
 
 
 def test_automatic_precision_is_what_the_device_computes_in(monkeypatch):
     for native, dtype in ((True, torch.bfloat16), (False, None)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
-        assert engine.choose_precision("auto", torch.device("cpu")).dtype is dtype
-    assert engine.choose_precision("off", torch.device("cpu")).dtype is None
+        assert runtime.choose_precision("auto", torch.device("cpu")).dtype is dtype
+    assert runtime.choose_precision("off", torch.device("cpu")).dtype is None

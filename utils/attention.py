@@ -16,8 +16,9 @@ from cifar.data import MEAN, STD
 from models import family_of
 from models.methods import IMAGENET
 from modules.restriction import VARIANTS, attention_map, attention_mask
-from utils.checkpoint import add_bits_flags, network_text, open_model
+from utils.checkpoint import network_text, open_model
 from utils.command import Parser, RunError, UsageError, command, fraction, non_negative_int
+from utils.training.flags import add_bits_flags
 
 
 def read_image(path, size):

@@ -2,8 +2,10 @@
 
 import argparse
 import functools
+import platform
 import re
 import sys
+from pathlib import Path
 
 
 class UsageError(Exception):
@@ -51,6 +53,14 @@ def status_of(error):
 def _fail(error, status):
     print("error:", " ".join(str(error).split()), file=sys.stderr)
     raise SystemExit(status)
+
+
+def cpu_name():
+    """The processor's name, or what Python knows of it."""
+    try:
+        return re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError):  # not Linux, or it does not say
+        return platform.processor() or platform.machine()
 
 
 def positive_int(text):

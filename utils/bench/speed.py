@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from utils.bench.__main__ import CONTENDERS
+from utils.bench.step import CONTENDERS
 from utils.command import Parser, RunError, command
 from utils.tables.__main__ import markdown_table
 

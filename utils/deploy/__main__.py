@@ -2,8 +2,6 @@
 
 import json
 import os
-import platform
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +10,11 @@ from cifar.data import DATASETS, Batches
 from cifar.data import load as load_small
 from models import ARCHS, build_model, family_of
 from models.inference import binary_convs, pack_network
-from utils.checkpoint import open_model, output_path
-from utils.checkpoint.packed import is_half, is_packed, packed_content, preprocessing_of, read_packed, write_packed
-from utils.command import Parser, RunError, UsageError, command, non_negative_int, positive_int
+from utils.checkpoint import Contents, open_model, read_contents
+from utils.checkpoint.packed import is_half, is_packed, packed_content, write_packed
+from utils.command import Parser, RunError, UsageError, command, cpu_name, non_negative_int, positive_int
 from utils.deploy import latency
+from utils.files import output_path
 from utils.training.flags import add_network_flags, network_config
 
 TOLERANCE = 1e-4
@@ -41,8 +40,7 @@ def random_network(network, seed=0):
 
 def random_images(network, count, seed=0):
     """float32 (count, 3, size, size), standard normal, of the network's size."""
-    size = preprocessing_of(network)["image_size"]
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, 3, *Contents("", network, {}).image_size, generator=torch.Generator().manual_seed(seed))
 
 
 def _network_of(args):
@@ -76,7 +74,7 @@ def _mb(size):
 def pack(args):
     output = output_path(args.output, args.force)
     model, network = _network_of(args)
-    write_packed(output, model, network, args.half)
+    write_packed(output, model, network, half=args.half)
     size, before = output.stat().st_size, _float_size(model)
     print(f"{output}: {_mb(size)}; the weights in float32 take {_mb(before)}, {before / size:.1f} times as much")
     return {"path": str(output), "bytes": size, "float_bytes": before, "half": args.half}
@@ -147,7 +145,7 @@ def _imagenet_batches(args, network, model, size):
 
     folder = open_split(args.data_dir, "val")
     use_labels_of(folder, None, model.fc.out_features)
-    transform = eval_transform(preprocessing_of(network)["image_size"])
+    transform = eval_transform(Contents("", network, {}).image_size[0])
     for start in range(0, len(folder.samples), size):
         samples = folder.samples[start : start + size]
         yield torch.stack([transform(read_image(path)) for path, _ in samples]), torch.tensor([y for _, y in samples])
@@ -158,7 +156,7 @@ def verify(args):
     model, network = _network_of(args)
     if args.half:
         round_to_half(model)
-    packed = read_packed(args.packed).model if args.packed else _packed(model)
+    packed = open_model(args.packed)[0] if args.packed else _packed(model)
     found = {"images": 0, "relative_error": 0.0, "same_top1": 0, "labelled": 0, "top1_float": 0, "top1_packed": 0}
     wrong = set()
     try:
@@ -192,7 +190,7 @@ def verify(args):
 
 def bench(args):
     if args.checkpoint and is_packed(args.checkpoint):
-        network = read_packed(args.checkpoint).network
+        network = read_contents(args.checkpoint).network
         model = random_network(network)  # its floating-point weights are gone, and time does not depend on them
     else:
         model, network = _network_of(args)
@@ -213,15 +211,6 @@ def bench(args):
     }
     _print_bench(result)
     return result
-
-
-def cpu_name():
-    """The processor's name, or what Python knows of it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _print_bench(result):
