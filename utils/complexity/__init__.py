@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from utils.command import RunError, UsageError
 from utils.complexity.rules import HANDLERS, PRICES
@@ -100,7 +101,8 @@ def count(model, input_size, rule="paper"):
     layers = [_layer(name, m, amounts[m], outputs.get(m, ()), PRICES[rule]) for name, m in twin.named_modules()]
     fields = ("bops", "flops", "params", "params_1bit")
     bops, flops, params, params_1bit = (sum(getattr(layer, field) for layer in layers) for field in fields)
-    stored = sum(t.numel() for t in model.state_dict().values() if t.is_floating_point())
+    norms = [module for module in twin.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    stored = params + sum(norm.running_mean.numel() + norm.running_var.numel() for norm in norms)
     return Complexity(
         bops=bops,
         flops=flops,

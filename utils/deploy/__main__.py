@@ -48,7 +48,7 @@ def _network_of(args):
     if args.checkpoint:
         if is_packed(args.checkpoint):
             raise RunError(f"{args.checkpoint} is packed already: the checkpoint that it was made from is needed")
-        model, description = open_model(args.checkpoint, args.weight_bits, args.activation_bits)
+        model, description = open_model(args.checkpoint, args.weight_bits, args.activation_bits, args.structure)
         return model.float(), description.network
     if not args.arch and not args.variant:
         raise UsageError("--checkpoint PATH is needed, or --dataset and --arch for random weights")
