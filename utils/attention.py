@@ -128,7 +128,7 @@ def main(argv=None):
         raise UsageError(f"--output {output} is one of the inputs")
     networks = []
     for path in args.checkpoint:
-        model, description = open_model(path, args.weight_bits, args.activation_bits)
+        model, description = open_model(path, args.weight_bits, args.activation_bits, args.structure)
         network = description.network
         size = 224 if family_of(network.get("dataset", "cifar10")) == IMAGENET else network.get("image_size", 32)
         bits = "/".join(str(network.get(f"{side}_bits", 1)) for side in ("weight", "activation"))
