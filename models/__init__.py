@@ -30,13 +30,13 @@ def recovery_factory(network, act):
     return partial(IRec, act=act) if network.recovery == "irec" else None
 
 
-def build_model(arch, dataset="cifar10", method="bireal", **network):
+def build_model(arch, dataset="cifar10", method="bireal", weight_bits=1, activation_bits=1, **network):
     """A network with random weights, in training mode: model(images (N, 3, H, W)) -> logits (N, num_classes).
 
     network: more of `describe_network`'s arguments, which says what they mean, and what those left out become.
     Raises ValueError for what does not exist or does not fit together.
     """
-    network = describe_network(arch, dataset, method, **network)
+    network = describe_network(arch, dataset, method, weight_bits, activation_bits, **network)
     act = ACTIVATIONS[network.activation]
     kwargs = {
         "num_classes": network.num_classes,
