@@ -92,8 +92,10 @@ class ChannelDistribution(nn.Module):
 
     def forward(self, w):
         beta = _per_channel(w, lambda v: v.mean(1))
-        alpha = _per_channel(w, lambda v: v.std(1, correction=0))
-        return (w - beta) / alpha, alpha, beta
+        centred = w - beta
+        # In the order of the released code: its trained network's figure depends on the last bits.
+        alpha = _per_channel(centred, lambda v: (v.square().sum(1) / v.shape[1]).sqrt())
+        return centred / alpha, alpha, beta
 
 
 class RectifiedClamp(nn.Module):
