@@ -1,5 +1,7 @@
 """torch.hub's entry points."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,15 @@ def test_a_checkpoint(tmp_path):
         hub("sdbnn", checkpoint=tmp_path / "a.pt")
     with pytest.raises(UsageError, match="arch vgg_small, not resnet20"):
         hub("irnet", arch="resnet20", checkpoint=tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("package", ["utils", "models"])
+def test_a_package_of_the_users_that_hides_ours_is_named(package, tmp_path):
+    own = tmp_path / package
+    own.mkdir()
+    (own / "__init__.py").touch()
+    code = f"import torch, {package}; torch.hub.load({REPO!r}, 'ir2net', source='local')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith(f"ImportError: IR²Net's package '{package}' is hidden by {own / '__init__.py'}")
+    assert "rename" in line
