@@ -17,15 +17,15 @@ from models.methods import IMAGENET
 from modules.restriction import VARIANTS, attention_map, attention_mask
 from utils import images as image_files
 from utils.checkpoint import add_bits_flags, network_text, open_model
-from utils.command import Parser, UsageError, command, fraction, non_negative_int
+from utils.command import Parser, UsageError, command, fraction, height_width, non_negative_int
 from utils.images import MEAN, STD
 
 
 def read_image(path, size):
-    """An image file as float32 (3, size, size) in [0, 1]: scaled to cover the square, centre cropped."""
+    """An image file as float32 (3, H, W) in [0, 1]: scaled to cover the size, N or (H, W), centre cropped."""
     if not Path(path).exists():
         raise UsageError(f"no image {path}")
-    image = ImageOps.fit(image_files.read_image(path), (size, size), Image.Resampling.BILINEAR)
+    image = ImageOps.fit(image_files.read_image(path), height_width(size)[::-1], Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
 
 
@@ -59,7 +59,7 @@ def pictures_of(args):
 
         def picked(index, size):
             image = test.images[index].float() / 255
-            return F.interpolate(image[None], (size, size), mode="bilinear", align_corners=False)[0]
+            return F.interpolate(image[None], height_width(size), mode="bilinear", align_corners=False)[0]
 
         for index in args.pick:
             pictures.append((f"{test.classes[test.labels[index]]} (test image {index})", partial(picked, index)))
@@ -129,7 +129,8 @@ def main(argv=None):
     for path in args.checkpoint:
         model, description = open_model(path, args.weight_bits, args.activation_bits)
         network = description.network
-        size = 224 if family_of(network.get("dataset", "cifar10")) == IMAGENET else network.get("image_size", 32)
+        own = 224 if family_of(network.get("dataset", "cifar10")) == IMAGENET else network.get("image_size", 32)
+        size = description.data.get("image_size") or own
         bits = "/".join(str(network.get(f"{side}_bits", 1)) for side in ("weight", "activation"))
         name = f"{'/'.join(Path(path).with_suffix('').parts[-2:])} {bits}"
         networks.append((name, model, size))
