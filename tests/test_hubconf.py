@@ -1,5 +1,7 @@
 """torch.hub's entry points."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,15 @@ def test_what_is_left_open_in_a_checkpoint_counts_as_what_it_means(tmp_path):
     assert hub("ir2net", checkpoint=tmp_path / "a.pt", structure="bireal", recovery="none", num_classes=10)
     with pytest.raises(UsageError, match="recovery none, not cirec"):
         hub("ir2net", checkpoint=tmp_path / "a.pt", recovery="cirec")
+
+
+@pytest.mark.parametrize("package", ["utils", "models"])
+def test_a_package_of_the_users_that_hides_ours_is_named(package, tmp_path):
+    own = tmp_path / package
+    own.mkdir()
+    (own / "__init__.py").touch()
+    code = f"import torch, {package}; torch.hub.load({REPO!r}, 'ir2net', source='local')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith(f"ImportError: IR²Net's package '{package}' is hidden by {own / '__init__.py'}")
+    assert "rename" in line
