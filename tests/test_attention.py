@@ -73,9 +73,13 @@ def test_an_image_has_the_height_and_width_of_the_network(files, tmp_path, monke
     payload = checkpoint.read(checkpoints[0])
     checkpoint.save(checkpoints[0], payload | {"data": {"image_size": [24, 40]}})
     seen = []
-    monkeypatch.setattr(
-        attention, "draw", lambda networks, pictures, *args: seen.append(pictures[0][1](networks[0][2]))
-    )
+    figure_of = attention.figure_of
+
+    def noting(networks, pictures, *args):
+        seen.append(pictures[0][1](networks[0][2]))
+        return figure_of(networks, pictures, *args)
+
+    monkeypatch.setattr(attention, "figure_of", noting)
     attention.main(["--checkpoint", str(checkpoints[0]), "--images", str(image), "--output", str(tmp_path / "x.png")])
     with Image.open(image) as whole:  # 80x50 covers 40x24 at a scale of 0.5
         middle = whole.resize((40, 24), Image.Resampling.BILINEAR, box=(0, 1, 80, 49))

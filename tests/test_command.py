@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from utils import complexity
 from utils.command import CLOSED_PIPE, Parser, command, image_size, side, threads
+from utils.complexity import __main__ as complexity
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(

@@ -94,7 +94,7 @@ def test_the_size_that_the_network_learned_at_and_names_it_knows(tmp_path, capsy
 
 def test_names_of_what_was_released():
     def names(dataset, release, count, **data):
-        description = checkpoint.Description("x", release, None, {"dataset": dataset}, 0, (), 0, data)
+        description = checkpoint.Contents("x", {"dataset": dataset}, {}, data, release=release)
         return predict.class_names(description, count)
 
     assert names("cifar10", "IR-Net", 10)[3] == "cat"
