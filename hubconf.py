@@ -1,9 +1,24 @@
 """Entry points for torch.hub: `torch.hub.load(REPO, "ir2net", arch="resnet20", checkpoint=PATH, source="local")`."""
 
-from models import build_model as _build_model
-from models import family_of as _family_of
-from utils.checkpoint import open_model as _open_model
-from utils.command import UsageError as _UsageError
+import sys as _sys
+from pathlib import Path as _Path
+
+try:
+    from models import build_model as _build_model
+    from models import family_of as _family_of
+    from utils.checkpoint import open_model as _open_model
+    from utils.command import UsageError as _UsageError
+except ImportError as _error:  # Python takes a package that is imported already, whoever it belongs to
+    for _name in ("models", "modules", "utils", "cifar", "imagenet"):
+        _other = _sys.modules.get(_name)
+        _where = [getattr(_other, "__file__", None), *getattr(_other, "__path__", ())]
+        _where = [_Path(_path).resolve() for _path in _where if _path]
+        if _where and not any(_path.is_relative_to(_Path(__file__).resolve().parent) for _path in _where):
+            raise ImportError(
+                f"IR²Net's package {_name!r} is hidden by {_where[0]}, which is imported already under the same name: "
+                f"rename that one, or load the network in a process that does not import it"
+            ) from _error
+    raise
 
 dependencies = ["torch"]
 

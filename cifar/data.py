@@ -4,58 +4,61 @@ No worker processes: a whole data set of 32x32 images fits on any device, and a 
 """
 
 import hashlib
-import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
-from utils.command import RunError, UsageError
+from cifar.folder import load_split, memory_for
+from utils.command import RunError, UsageError, height_width
+from utils.images import MEAN, STD
 
 DATASETS = ("cifar10", "cifar100", "folder", "digits")
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff")
 
 
 @dataclass
 class ImageSet:
-    """images: uint8 (N, 3, H, W); labels: int64 (N,); classes: their names; flip: whether a mirror image is as good."""
+    """images: uint8 (N, 3, H, W); labels: int64 (N,); classes: their names; flip: whether a mirror image is as good.
+
+    skipped: how many images could not be read, and are left out.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
     classes: list
     flip: bool = True
+    skipped: int = 0
 
     def __len__(self):
         return len(self.labels)
 
     def fingerprint(self):
         """First 12 digits of a SHA-256 over images and labels: tells whether two runs saw the same data."""
-        digest = hashlib.sha256(self.images.numpy().tobytes())
-        digest.update(self.labels.numpy().tobytes())
+        digest = hashlib.sha256(np.ascontiguousarray(self.images))  # no copy: the images may fill the memory
+        digest.update(np.ascontiguousarray(self.labels))
         return digest.hexdigest()[:12]
 
 
-def load(dataset, data_dir=None, download=False, image_size=None, progress=True, splits=("train", "test")):
+def load(
+    dataset, data_dir=None, download=False, image_size=None, progress=True, splits=("train", "test"), skip_corrupt=False
+):
     """[ImageSet of each split], on the CPU.
 
-    dataset: one of DATASETS; data_dir: where it lies (not for digits); image_size: resize a folder's images to
-    image_size x image_size. Raises UsageError for missing data, RunError for images that cannot be used.
+    dataset: one of DATASETS; data_dir: where it lies (not for digits); image_size: N or (H, W), to which a folder's
+    images are resized; by default they stay as they are. skip_corrupt: leave out, and name, a folder's images that
+    cannot be read. Raises UsageError for missing data, RunError for images that cannot be used, or more than memory
+    holds.
     """
-    if image_size and dataset != "folder":
-        raise UsageError("--image-size goes with --dataset folder")
+    if image_size and dataset != "folder" and height_width(image_size) != (32, 32):
+        raise UsageError(f"--image-size goes with --dataset folder: images of {dataset} are 32x32")
     if dataset == "digits":
         return _load_digits(splits)
     if data_dir is None:
         raise UsageError(f"--dataset {dataset} needs --data-dir")
     if dataset == "folder":
-        return _load_folder(Path(data_dir), image_size, progress, splits)
+        return _load_folder(data_dir, image_size, progress, splits, skip_corrupt)
     return _load_cifar(dataset, data_dir, download, splits)
 
 
@@ -82,7 +85,7 @@ def _load_cifar(dataset, data_dir, download, splits):
     sets = []
     for split in splits:
         try:
-            with warnings.catch_warnings():
+            with memory_for(60_000, (32, 32)), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torchvision's pickles predate NumPy 2's names
                 data = reader(data_dir, train=split == "train", download=download)
         except RuntimeError:
@@ -94,100 +97,15 @@ def _load_cifar(dataset, data_dir, download, splits):
     return sets
 
 
-def _load_folder(root, image_size, progress, splits):
-    """DIR/{train,test}/<class>/<image>, decoded once and cached."""
-    if not root.is_dir():
-        raise UsageError(f"no folder {root}")
-    sets = []
-    for split in splits:
-        if not (root / split).is_dir():
-            raise UsageError(f"no folder {root / split}: --dataset folder reads DIR/train/<class> and DIR/test/<class>")
-        files, labels, classes = _scan(root / split)
-        if sets and classes != sets[0].classes:
-            different = sorted(set(classes) ^ set(sets[0].classes))
-            raise UsageError(f"train and test of {root} differ in their classes: {', '.join(different)}")
-        images = _cached_images(root / split, files, image_size, progress)
-        sets.append(ImageSet(images, torch.tensor(labels), classes))
-    if len(sets) == 2 and sets[0].images.shape[2:] != sets[1].images.shape[2:]:
-        raise RunError(f"train and test images of {root} differ in size; --image-size N resizes all of them")
+def _load_folder(data_dir, image_size, progress, splits, skip_corrupt):
+    """DIR/{train,test}/<class>/**/<image>."""
+    sets = [ImageSet(**load_split(data_dir, split, image_size, progress, skip_corrupt)) for split in splits]
+    different = sorted(set(sets[-1].classes) ^ set(sets[0].classes))
+    if different:
+        raise UsageError(f"train and test of {data_dir} differ in their classes: {', '.join(different)}")
+    if sets[-1].images.shape[2:] != sets[0].images.shape[2:]:
+        raise RunError(f"train and test images of {data_dir} differ in size; --image-size N or HxW resizes all of them")
     return sets
-
-
-def _scan(folder):
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise UsageError(f"{folder} holds no class folders")
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        found = sorted(entry for entry in (folder / name).iterdir() if entry.suffix.lower() in SUFFIXES)
-        if not found:
-            raise UsageError(f"class folder {folder / name} holds no images")
-        files += found
-        labels += [label] * len(found)
-    return files, labels, classes
-
-
-def _cached_images(folder, files, image_size, progress):
-    """uint8 (N, 3, H, W) of the files, from the cache if no file has changed since it was written."""
-    digest = hashlib.sha256(str(image_size).encode())
-    for file in files:
-        status = file.stat()
-        digest.update(f"{file.relative_to(folder)}|{status.st_size}|{status.st_mtime_ns}\n".encode())
-    key = digest.hexdigest()
-    beside = folder.parent / f".{folder.name}-{image_size or 'own'}.cache.npz"
-    where = hashlib.sha256(str(beside.resolve()).encode()).hexdigest()[:16]
-    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ir2net" / f"{where}.npz"
-    for cache in (beside, users):
-        try:
-            with np.load(cache, allow_pickle=False) as stored:
-                if str(stored["key"]) == key:
-                    return torch.from_numpy(stored["images"])
-        except Exception:  # there is none, or it is damaged, in any of the ways a zip file can be
-            continue
-    images = _decode_all(files, image_size, f"decoding {folder.name}", progress)
-    for cache in (beside, users):
-        temporary = cache.with_name(f"{cache.stem}.{os.getpid()}.tmp.npz")
-        try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(temporary, key=key, images=images)
-            os.replace(temporary, cache)
-            break
-        except OSError:
-            temporary.unlink(missing_ok=True)  # a read-only or full disk: the next place, or no cache
-    return torch.from_numpy(images)
-
-
-def _decode_all(files, image_size, title, progress):
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    def decode(file):
-        try:
-            with Image.open(file) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise RunError(f"{file} has more than 8 bits per channel: convert it to 8")
-                image = ImageOps.exif_transpose(image).convert("RGB")
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-            raise RunError(f"{file} is not an image that can be read ({type(error).__name__})") from None
-        if image_size and image.size != (image_size, image_size):
-            image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        return np.asarray(image)
-
-    first = decode(files[0])
-    images = np.empty((len(files), 3, *first.shape[:2]), np.uint8)
-    with ThreadPoolExecutor() as pool:
-        bar = tqdm(files, title, unit="img", disable=None if progress else True)
-        try:
-            for i, image in enumerate(pool.map(decode, bar)):
-                if image.shape != first.shape:
-                    raise RunError(
-                        f"{files[i]} is {image.shape[1]}x{image.shape[0]}, {files[0].name} is "
-                        f"{first.shape[1]}x{first.shape[0]}: --image-size N resizes all images to NxN"
-                    )
-                images[i] = image.transpose(2, 0, 1)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return images
 
 
 def labels(dataset, train, test):
@@ -222,10 +140,12 @@ class Batches:
         self.flip = data.flip
         self.device = torch.device(device)
         self.size = tuple(data.images.shape[2:])
-        images = F.pad(data.images, (self.PADDING,) * 4) if train else data.images
-        self.stored_size = tuple(images.shape[2:])
-        self.pixels = images.flatten(2).to(self.device)
-        self.labels = data.labels.to(self.device)
+        padding = self.PADDING if train else 0
+        self.stored_size = tuple(side + 2 * padding for side in self.size)
+        with memory_for(len(data), self.stored_size, device):
+            images = F.pad(data.images, (padding,) * 4) if train else data.images
+            self.pixels = images.flatten(2).to(self.device)
+            self.labels = data.labels.to(self.device)
         self.dtype = dtype
         scale, shift = [1 / (255 * s) for s in STD], [m / s for m, s in zip(MEAN, STD)]
         self.scale = torch.tensor(scale, dtype=dtype, device=self.device).view(1, 3, 1, 1)

@@ -5,16 +5,28 @@ from pathlib import Path
 
 import torch
 from torch.optim import SGD
+from torchvision.utils import make_grid
 
 from cifar import data
-from models import ARCHS, CIFAR, build_model
-from modules.restriction import IResLoss, PlainLoss, attention_mask
-from utils.command import Parser, UsageError, command, positive_int
-from utils.training import engine
-from utils.training import trainer as training
-from utils.training.flags import add_network_flags, add_runtime_flags, add_training_flags, network_config
-from utils.training.losses import cross_entropy
+from models import ARCHS, CIFAR
+from modules.restriction import attention_mask
+from utils.command import Parser, UsageError, command, image_size
+from utils.training import distributed, runtime
+from utils.training.flags import (
+    add_network_flags,
+    add_runtime_flags,
+    add_training_flags,
+    flag_values,
+    network_config,
+    runtime_flag,
+)
+from utils.training.initial import start_from
+from utils.training.resume import command_line, set_resume_folder, take_flags
 from utils.training.run import LAST, Run
+from utils.training.schedule import schedule
+from utils.training.step import build_step, new_network
+from utils.training.teacher import NONE, load_teacher
+from utils.training.trainer import Trainer
 
 # IR²Net, section V-A, and the released code: epochs and learning rate per architecture.
 IR2NET = {
@@ -29,8 +41,6 @@ RECIPES = {
     ("irnet", "vgg_small"): {"epochs": 300, "lr": 0.007, "t_min": 1e-1},
     ("sdbnn", "vgg_small"): {"t_min": 1e-1},
 }
-
-
 IRNET_1W32A = {"resnet20": {"t_min": 1e-1}}
 
 
@@ -43,11 +53,15 @@ def recipe(arch, method, activation_bits=1):
 def build_parser():
     parser = Parser(prog="cifar.train", description=__doc__)
     parser.add_argument("--dataset", choices=data.DATASETS, default="cifar10", help="folder: DIR/{train,test}/<class>/")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
-    parser.add_argument("--download", action="store_true", help="fetch CIFAR into --data-dir if it is not there")
-    parser.add_argument("--image-size", type=positive_int, metavar="N", help="resize a folder's images to NxN")
+    runtime_flag(parser, "--data-dir", kept=True, metavar="DIR", help="where the data set lies (digits needs none)")
+    runtime_flag(parser, "--download", action="store_true", help="fetch CIFAR into --data-dir if it is not there")
+    parser.add_argument("--image-size", type=image_size, metavar="SIZE", help="resize a folder's images: N or HxW")
+    skip = "go on without a folder's images that cannot be read"
+    runtime_flag(parser, "--skip-corrupt", kept=True, action="store_true", help=skip)
     add_network_flags(parser, ARCHS[CIFAR], arch_default="resnet20")
-    add_training_flags(parser)
+    group = add_training_flags(parser)
+    group.add_argument("--teacher", default=NONE, metavar="PATH", help="checkpoint whose logits replace the labels")
+    group.add_argument("--init-from", metavar="PATH", help="checkpoint of the same network whose weights to start from")
     add_runtime_flags(parser)
     return parser
 
@@ -59,27 +73,36 @@ def resolve(argv):
     """
     parser = build_parser()
     args = parser.parse_args(argv)
-    payload = None
+    stored = None
     if args.resume is not None:
         path = Path(args.resume or Path(args.output_dir) / LAST)
-        payload = training.resume_flags(parser, argv, args, path)
-        training.go_on_in(path.parent, parser, argv, args)
+        stored = take_flags(parser, argv, args, path)
+        set_resume_folder(path.parent, parser, argv, args)
     for name, value in recipe(args.arch, args.method, args.activation_bits).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    return args, payload
+    return args, stored
 
 
-def build_step(args, model):
-    if args.ires:
-        return IResLoss(model, cross_entropy, args.lam, args.mu, args.ires_variant)
-    return PlainLoss(model, cross_entropy)
+def load_batches(args, device):
+    """(training batches, test batches, what the run keeps of its data). Raises UsageError for unfit images."""
+    options = {"progress": not args.no_progress, "skip_corrupt": args.skip_corrupt}
+    train_set, test_set = data.load(args.dataset, args.data_dir, args.download, args.image_size, **options)
+    height, width = train_set.images.shape[2:]
+    if args.arch == "vgg_small" and height != width:
+        raise UsageError(f"vgg_small needs square images, not {height}x{width}: --image-size N makes them so")
+    train = data.Batches(train_set, args.batch_size, device, train=True, seed=args.seed)
+    if train.batch_size == 1:
+        raise UsageError("BatchNorm needs batches of 2 images or more: give a larger --batch-size, or more images")
+    if train.batch_size < args.batch_size:
+        print(f"batches of {train.batch_size}: there are no more training images")
+    print(f"data: {args.dataset}, {len(train_set)} training and {len(test_set)} test images of {height}x{width}")
+    test = data.Batches(test_set, max(args.batch_size, 500), device)
+    return train, test, data.labels(args.dataset, train_set, test_set)
 
 
 def mask_grid(step, batches, rows=8):
     """Images beside what IRes leaves of them, one grid (3, H, W) in [0, 1]."""
-    from torchvision.utils import make_grid
-
     images = next(iter(batches))[0][:rows]
     with torch.inference_mode():
         mask = attention_mask(step.model.eval().features(images)[-1], images.shape[2:], step.lam, step.variant)
@@ -89,45 +112,37 @@ def mask_grid(step, batches, rows=8):
 
 @command
 def main(argv=None):
-    args, payload = resolve(argv)
-    device = engine.choose_device(args.device)
-    precision = engine.choose_precision(args.amp, device)
+    argv = sys.argv[1:] if argv is None else argv
+    args, stored = resolve(argv)
+    if distributed.launched():
+        raise UsageError("cifar.train is one process: start it without torchrun")
+    device = runtime.choose_device(args.device)
+    precision = runtime.choose_precision(args.amp, device)
     args.amp = precision.amp  # what "auto" has become: a resumed run goes on with it, on whatever machine
-    engine.seed_everything(args.seed, args.deterministic)
-    progress = not args.no_progress
+    runtime.seed_everything(args.seed, args.deterministic)
 
-    train_set, test_set = data.load(args.dataset, args.data_dir, args.download, args.image_size, progress)
-    size = tuple(train_set.images.shape[2:])
-    if args.arch == "vgg_small" and size[0] != size[1]:
-        raise UsageError(f"vgg_small needs square images, not {size[0]}x{size[1]}: --image-size N makes them so")
-    network = network_config(args, num_classes=len(train_set.classes), image_size=size[0])
-    try:
-        model = build_model(**network)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    run = Run(args.output_dir, resume=payload is not None)
-    model.to(device)
-    train = data.Batches(train_set, args.batch_size, device, train=True, seed=args.seed)
-    if train.batch_size == 1:
-        raise UsageError("BatchNorm needs batches of 2 images or more: give a larger --batch-size, or more images")
-    if train.batch_size < args.batch_size:
-        print(f"batches of {train.batch_size}: there are no more training images")
-    test = data.Batches(test_set, max(args.batch_size, 500), device)
+    train, test, images = load_batches(args, device)
+    classes = images["classes"]
+    network = network_config(args, num_classes=len(classes), image_size=images["image_size"][0])
+    model = new_network(network)
+    if args.init_from and stored is None:
+        print(start_from(model, network, args.init_from, new_classes=True))
+    teacher = None if args.teacher == NONE else load_teacher(args.teacher, classes, device)
 
-    step = build_step(args, model)
-    optimizer = SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
-    scheduler = training.schedule(optimizer, "cosine", args.epochs * len(train))
+    with Run(args.output_dir, resume=stored is not None, command=command_line("cifar.train", argv)) as run:
+        step = build_step(args, model.to(device))
+        optimizer = SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+        scheduler = schedule(optimizer, "cosine", args.epochs * len(train))
+        kept = {"network": network, "args": flag_values(args), "data": images}
+        trainer = Trainer(step, optimizer, scheduler, precision, run, args, kept, teacher)
+        if stored is not None:
+            trainer.resume(stored)
 
-    def after_epoch(epoch, writer):
-        if epoch == 0 and args.ires:
-            writer.add_image("ires/images_and_masked", mask_grid(step, test), epoch + 1)
+        def show_masks(epoch, board):
+            if epoch == 0 and args.ires:
+                board.add_image("ires/images_and_masked", mask_grid(step, test), epoch + 1)
 
-    print(f"data: {args.dataset}, {len(train_set)} training and {len(test_set)} test images of {size[0]}x{size[1]}")
-    training.train(
-        args, step, train, test, optimizer, scheduler, precision, run,
-        payload=payload, network=network, data=data.labels(args.dataset, train_set, test_set),
-        command=training.command_line("cifar.train", argv or sys.argv[1:]), on_epoch=after_epoch,
-    )  # fmt: skip
+        trainer.fit(train, test, show_masks)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from imagenet.data import UNREADABLE, read_image
-from utils.command import RunError, UsageError
+from utils.command import RunError, UsageError, is_out_of_memory
+from utils.images import UnreadableImage, read_image
 from utils.training import distributed
 
 
@@ -24,7 +24,7 @@ def random_seed(*numbers):
 
 
 class Images(Dataset):
-    """Images of an ImageFolder by (epoch, index): (image (3, H, W) or None, label, [what could not be read]).
+    """Images of a Folder by (epoch, index): (image (3, H, W) or None, label, [what could not be read]).
 
     Each is transformed with random numbers of its own, seeded by (seed, epoch, index). replace: in the place of an
     image that cannot be read give the next one that can, so that batches keep their size.
@@ -47,8 +47,8 @@ class Images(Dataset):
             try:
                 image = read_image(path)
                 break
-            except UNREADABLE as error:
-                errors.append(f"{path} cannot be read as an image ({type(error).__name__})")
+            except UnreadableImage as error:
+                errors.append(str(error))
         else:
             return None, label, errors
         with torch.random.fork_rng(devices=[]):
@@ -79,7 +79,7 @@ def _leave_signals_to_trainer(worker):
 
 
 class Batches:
-    """One rank's batches of an ImageFolder, on `device`: (images (B, 3, H, W), labels (B,)).
+    """One rank's batches of a Folder, on `device`: (images (B, 3, H, W), labels (B,)).
 
     batch_size: images of one optimizer step, over all ranks and `accumulate` parts, each of which is a batch here.
     train: every epoch has the images in a new order, without those that do not fill a last step; else each comes once,
@@ -95,6 +95,8 @@ class Batches:
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
         self.count = len(folder)
         self.classes = folder.classes
+        self.root = folder.root
+        self.workers = workers
         if self.ranks > self.count:
             raise UsageError(f"{self.ranks} ranks are more than the {self.count} images of {folder.root}")
         parts = self.ranks * accumulate
@@ -162,10 +164,24 @@ class Batches:
         try:
             for images, labels, errors in self.loader:
                 self._report(errors)
+                if self.train and not len(labels):  # each was to be replaced by the next that can be read
+                    raise RunError(f"none of the {self.count} images of {self.root} can be read")
                 images = images.to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last)
                 yield images, labels.to(self.device, non_blocking=True)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error) or "shared memory" in str(error) or "Bus error" in str(error):
+                raise self._out_of_memory() from None
             raise RunError(f"loading images failed: {error}") from None
+        if not self.train and len(self.skipped) == self.count:
+            raise RunError(f"none of the {self.count} images of {self.root} can be read")
+
+    def _out_of_memory(self):
+        held = max(1, 2 * self.workers)  # batches that the loader prepares ahead
+        return RunError(
+            f"out of memory while loading images: {self.workers} workers keep up to {held} batches of {self.part} "
+            f"images; 1,000 images of 224x224 need {1000 * 3 * 224 * 224 * 4 / 1e9:.1f} GB: give fewer --workers, "
+            "a smaller --batch-size, or more room in /dev/shm"
+        )
 
     def _report(self, errors):
         for error in errors:

@@ -2,24 +2,20 @@
 
 import argparse
 import os
-import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
 from torch import nn
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import ConvertImageDtype, v2
 
-from utils.command import UsageError
+from utils.command import UsageError, bounded_int
+from utils.images import MEAN, STD, scan
+from utils.images import read_image as read_image
 from utils.training import distributed
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 FOLDERS = {"train": ("train", "ILSVRC2012_img_train"), "val": ("val", "ILSVRC2012_img_val")}
 """Split -> the folders that may hold it: ours, and that of the released code."""
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises for a file that is no image, or a broken one."""
 
 
 class Lighting(nn.Module):
@@ -61,24 +57,10 @@ def eval_transform(size):
     return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size), *_to_normalised()])
 
 
-def read_image(path):
-    """The image at `path` as RGB, turned as its EXIF orientation says; grey, CMYK and palette images are converted.
-
-    Raises one of UNREADABLE.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of odd EXIF data: the pixels are sound
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if "transparency" in image.info:
-                image = image.convert("RGBA")  # a palette with transparency has no direct way to RGB
-            return image.convert("RGB")
-
-
 def image_size(text):
     """argparse type: height and width of the images, a multiple of 32, by which the networks shrink them."""
-    size = int(text)
-    if size < 32 or size % 32:
+    size = bounded_int(32, 4096)(text)
+    if size % 32:
         raise argparse.ArgumentTypeError(f"must be a multiple of 32, not {size}")
     return size
 
@@ -92,8 +74,20 @@ def default_workers():
     return max(1, cpus // distributed.local_world_size())
 
 
+@dataclass
+class Folder:
+    """root/<class>/**/<image>; samples: [(file, label)]; labels count `classes` until `use_labels_of` says else."""
+
+    root: Path
+    classes: list
+    samples: list
+
+    def __len__(self):
+        return len(self.samples)
+
+
 def open_split(data_dir, split):
-    """torchvision's ImageFolder of DIR/<split>/<class>/<image>; split: "train" or "val".
+    """The Folder of DIR/<split>; split: "train" or "val".
 
     Raises UsageError if the folder is missing, or a class folder in it is empty.
     """
@@ -105,17 +99,11 @@ def open_split(data_dir, split):
             break
     else:
         raise UsageError(f"no folder {' or '.join(str(Path(data_dir) / name) for name in FOLDERS[split])}")
-    try:
-        return ImageFolder(folder)
-    except FileNotFoundError as error:
-        if "for the classes" in str(error):
-            empty = str(error).partition("for the classes ")[2].partition(".")[0]
-            raise UsageError(f"{folder} has class folders without images: {empty}") from None
-        raise UsageError(f"{folder} holds no class folders: it must hold <class>/<image>") from None
+    return Folder(folder, *scan(folder))
 
 
 def open_splits(data_dir):
-    """The ImageFolders of train and val. Raises UsageError if their class folders differ."""
+    """The Folders of train and val. Raises UsageError if their class folders differ."""
     train, val = open_split(data_dir, "train"), open_split(data_dir, "val")
     different = sorted(set(train.classes) ^ set(val.classes))
     if different:
@@ -130,7 +118,7 @@ def synsets():
 
 
 def use_labels_of(folder, classes, num_classes):
-    """Give an ImageFolder, whose labels count its own folders, the labels of a network with `num_classes` outputs.
+    """Give a Folder, whose labels count its own folders, the labels of a network with `num_classes` outputs.
 
     classes: the names of the network's classes, or None. Without them a folder per output is taken in sorted order, and
     fewer folders of ImageNet's names by their place among the 1,000. Raises UsageError if the folders do not fit.
@@ -139,7 +127,7 @@ def use_labels_of(folder, classes, num_classes):
         if len(folder.classes) == num_classes:
             return
         if num_classes != 1000:
-            raise UsageError(f"the network tells {num_classes} classes apart, {folder.root} has {len(folder.classes)}")
+            raise UsageError(f"the network has {num_classes} classes, {folder.root} has {len(folder.classes)}")
         classes = synsets()
     labels = {name: label for label, name in enumerate(classes)}
     unknown = [name for name in folder.classes if name not in labels]

@@ -1,13 +1,12 @@
 """Evaluate a checkpoint on every image of DIR/val, in one process or under torchrun."""
 
-import json
 import time
 
 from imagenet import data
 from imagenet.batches import Batches
 from models import IMAGENET
 from utils.command import Parser, RunError, command, non_negative_int, positive_int
-from utils.training import distributed, engine, evaluation
+from utils.training import distributed, evaluation, metrics
 from utils.training.losses import cross_entropy
 
 
@@ -25,39 +24,36 @@ def build_parser():
 @command
 def main(argv=None):
     with distributed.session():
-        with distributed.agreed():
+        with distributed.fail_together():
             args = build_parser().parse_args(argv)
-            model, batches = load(args)
-            precision = engine.choose_precision(args.amp, batches.device)
-        result = evaluate(args, model, batches, precision)
+            model, precision, batches = load(args)
+        result = score(args, model, batches, precision)
         if not distributed.is_main():
             return
-        print(
+        line = (
             f"{args.checkpoint}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %, loss {result['loss']:.4f} "
             f"over {result['images']} images ({result['skipped']} skipped), {result['images_per_s']:.0f} images/s"
         )
-        if args.json:
-            print(json.dumps(result))
+        evaluation.print_result(args, result, line)
 
 
 def load(args):
     """The network of --checkpoint, and the batches of --data-dir with its labels, at its image size."""
     folder = data.open_split(args.data_dir, "val")
-    model, device, description = evaluation.open_checkpoint(args)
-    evaluation.check_family(description, IMAGENET)
-    held = description.data
-    data.use_labels_of(folder, held.get("classes"), model.fc.out_features)
-    size = args.image_size or held.get("image_size") or 224
-    dtype = evaluation.tell(description, model, size)
+    model, precision, contents = evaluation.open_checkpoint(args)
+    evaluation.check_family(contents, IMAGENET)
+    data.use_labels_of(folder, contents.data.get("classes"), model.fc.out_features)
+    size = args.image_size or contents.image_size[0]
+    dtype = evaluation.print_summary(contents, model, size)
     workers = data.default_workers() if args.workers is None else args.workers
     batches = Batches(
-        folder, data.eval_transform(size), args.batch_size, device,
+        folder, data.eval_transform(size), args.batch_size, precision.device,
         workers=workers, skip_corrupt=args.skip_corrupt, dtype=dtype,
     )  # fmt: skip
-    return model, batches
+    return model, precision, batches
 
 
-def evaluate(args, model, batches, precision):
+def score(args, model, batches, precision):
     """top1, top5 (%), loss, images, skipped, and images_per_s over all ranks.
 
     Raises RunError if the network does not fit the images, or not every image was scored or skipped.
@@ -65,7 +61,7 @@ def evaluate(args, model, batches, precision):
     progress = distributed.is_main() and not args.no_progress
     start = time.perf_counter()
     try:
-        result = engine.evaluate(model, batches, batches.count, cross_entropy, precision, progress=progress)
+        result = metrics.evaluate(model, batches, batches.count, cross_entropy, precision, progress=progress)
     except (RuntimeError, IndexError) as error:
         if distributed.world_size() > 1:
             raise  # a lost rank looks the same

@@ -7,7 +7,6 @@ taken as it is given.
 
 import sys
 from argparse import BooleanOptionalAction, Namespace
-from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -15,16 +14,24 @@ from torch.optim import SGD, Adam
 
 from imagenet import data
 from imagenet.batches import Batches
-from imagenet.teacher import DEFAULT, NONE, TORCHVISION, load_teacher
-from models import ARCHS, IMAGENET, build_model
-from modules.restriction import IResLoss, PlainLoss
-from utils import checkpoint
+from models import ARCHS, IMAGENET
 from utils.command import Parser, UsageError, command, fraction, non_negative_float, non_negative_int, positive_int
-from utils.training import distributed, engine
-from utils.training import trainer as training
-from utils.training.flags import add_network_flags, add_runtime_flags, add_training_flags, network_config
-from utils.training.losses import cross_entropy, distillation
+from utils.training import distributed, runtime
+from utils.training.flags import (
+    add_network_flags,
+    add_runtime_flags,
+    add_training_flags,
+    flag_values,
+    network_config,
+    runtime_flag,
+)
+from utils.training.initial import start_from
+from utils.training.resume import command_line, set_resume_folder, take_flags
 from utils.training.run import LAST, Run
+from utils.training.schedule import SCHEDULES, schedule
+from utils.training.step import build_step, new_network
+from utils.training.teacher import DEFAULT, NONE, TORCHVISION, load_teacher
+from utils.training.trainer import Trainer
 
 STAGES = {"1": (32, 1), "2": (1, 1)}
 """Stage -> (weight bits, activation bits)."""
@@ -74,31 +81,40 @@ def recipe(method):
 
 def build_parser():
     parser = Parser(prog="imagenet.train", description=__doc__)
-    parser.add_argument("--data-dir", metavar="DIR", help="holds train/ and val/ (or ILSVRC2012_img_train/ and _val/)")
+    folders = "holds train/ and val/ (or ILSVRC2012_img_train/ and _val/)"
+    runtime_flag(parser, "--data-dir", kept=True, metavar="DIR", help=folders)
     parser.add_argument("--image-size", type=data.image_size, default=224, metavar="N", help="train and test at NxN")
-    parser.add_argument(
-        "--workers", type=non_negative_int, metavar="N", help="data processes per rank; default: its CPUs"
-    )
-    parser.add_argument("--skip-corrupt", action="store_true", help="go on without images that cannot be read")
+    workers = "data processes per rank; default: its CPUs"
+    runtime_flag(parser, "--workers", type=non_negative_int, metavar="N", help=workers)
+    skip = "go on without images that cannot be read"
+    runtime_flag(parser, "--skip-corrupt", kept=True, action="store_true", help=skip)
     add_network_flags(parser, ARCHS[IMAGENET], variants=True, arch_default="resnet18")
-    add_training_flags(parser)
-    group = parser.add_argument_group("ImageNet (defaults: the recipe of the method)")
-    group.add_argument("--stage", choices=(*STAGES, "both", "single"), help="single: one stage at the given bits")
-    group.add_argument("--stage1-checkpoint", metavar="PATH", help="what stage 2 starts from; default: the output's")
-    group.add_argument("--teacher", metavar="NAME", help=f"{', '.join(TORCHVISION)}, a checkpoint's path, or none")
-    group.add_argument("--teacher-weights", default=DEFAULT, metavar="PATH", help="default: torchvision downloads them")
-    group.add_argument("--label-smoothing", type=fraction, help="of the cross-entropy without a teacher")
-    group.add_argument("--optimizer", choices=("adam", "sgd"), help="sgd has Nesterov's momentum")
-    group.add_argument("--schedule", choices=tuple(training.SCHEDULES), help="of the learning rate")
-    group.add_argument("--lighting", type=non_negative_float, help="standard deviation of the PCA colour jitter")
-    group.add_argument("--color-jitter", action=BooleanOptionalAction, help="brightness, contrast, saturation, hue")
-    group.add_argument("--accumulate", type=positive_int, default=1, metavar="K", help="split a rank's batch into K")
+    group = add_training_flags(parser)
+    group.add_argument("--init-from", metavar="PATH", help="checkpoint whose weights the first stage starts from")
+    add_imagenet_flags(parser)
     add_runtime_flags(parser)
-    parser.add_argument("--auto-resume", action="store_true", help="--resume if the output folder holds a run")
+    runtime_flag(parser, "--auto-resume", action="store_true", help="--resume if the output folder holds a run")
     parser.set_defaults(
         dataset="imagenet", weight_bits=None, activation_bits=None, ires=None, output_dir="runs/imagenet"
     )
     return parser
+
+
+def add_imagenet_flags(parser):
+    group = parser.add_argument_group("ImageNet (defaults: the recipe of the method)")
+    group.add_argument("--stage", choices=(*STAGES, "both", "single"), help="single: one stage at the given bits")
+    from_stage1 = "what stage 2 starts from; default: the output's"
+    runtime_flag(group, "--stage1-checkpoint", metavar="PATH", help=from_stage1)
+    teachers = f"a checkpoint's path, {', '.join(TORCHVISION)}, or none"
+    group.add_argument("--teacher", metavar="NAME", help=teachers)
+    weights = "of a torchvision teacher; default: torchvision downloads them"
+    runtime_flag(group, "--teacher-weights", kept=True, default=DEFAULT, metavar="PATH", help=weights)
+    group.add_argument("--label-smoothing", type=fraction, help="of the cross-entropy without a teacher")
+    group.add_argument("--optimizer", choices=("adam", "sgd"), help="sgd has Nesterov's momentum")
+    group.add_argument("--schedule", choices=tuple(SCHEDULES), help="of the learning rate")
+    group.add_argument("--lighting", type=non_negative_float, help="standard deviation of the PCA colour jitter")
+    group.add_argument("--color-jitter", action=BooleanOptionalAction, help="brightness, contrast, saturation, hue")
+    group.add_argument("--accumulate", type=positive_int, default=1, metavar="K", help="split a rank's batch into K")
 
 
 def run_folders(stage, output_dir):
@@ -123,17 +139,7 @@ def resolve(argv):
     """
     parser = build_parser()
     args = parser.parse_args(argv)
-    payload = None
-    found = Path(args.resume) if args.resume else find_checkpoint(args)
-    if args.resume is not None and found is None:
-        raise UsageError(f"--resume: there is no run in {args.output_dir}")
-    if found and goes_on(args):
-        payload = training.resume_flags(parser, argv, args, found)
-        if payload.get("stage") not in run_folders(args.stage, args.output_dir):
-            raise UsageError(f"{found} is not a checkpoint of imagenet.train")
-        if args.resume:
-            folder = found.parent if payload["stage"] == "single" else found.parent.parent
-            training.go_on_in(folder, parser, argv, args)
+    stored = take_run(parser, argv, args)
     for name, value in recipe(args.method).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -147,10 +153,26 @@ def resolve(argv):
         raise UsageError("--momentum goes with --optimizer sgd")
     if args.workers is None:
         args.workers = data.default_workers()
-    return args, payload
+    return args, stored
 
 
-def goes_on(args):
+def take_run(parser, argv, args):
+    """The checkpoint that this job goes on from, its flags given to `args`; None for a new run."""
+    found = Path(args.resume) if args.resume else find_checkpoint(args)
+    if args.resume is not None and found is None:
+        raise UsageError(f"--resume: there is no run in {args.output_dir}")
+    if found is None or not is_resuming(args):
+        return None
+    stored = take_flags(parser, argv, args, found)
+    if stored.get("stage") not in run_folders(args.stage, args.output_dir):
+        raise UsageError(f"{found} is not a checkpoint of imagenet.train")
+    if args.resume:
+        folder = found.parent if stored["stage"] == "single" else found.parent.parent
+        set_resume_folder(folder, parser, argv, args)
+    return stored
+
+
+def is_resuming(args):
     """Whether this is the resumption of a run, if there is one."""
     return args.resume is not None or args.auto_resume or distributed.restarted()
 
@@ -176,66 +198,31 @@ def build_optimizer(args, model):
     return Adam([{"params": decayed, "weight_decay": args.weight_decay}, {"params": others}], args.lr)
 
 
-def build_step(args, model):
-    """The training step; its targets are the teacher's logits, or labels where there is no teacher."""
-    criterion = distillation if args.teacher != NONE else partial(cross_entropy, smoothing=args.label_smoothing)
-    if args.ires:
-        return IResLoss(model, criterion, args.lam, args.mu, args.ires_variant)
-    return PlainLoss(model, criterion)
-
-
-def start_from_stage1(model, network, path):
-    """Give `model`, of stage 2, the weights of stage 1's checkpoint at `path`; returns a sentence about it.
-
-    All must fit but the parameters of a weight transform, which stage 1, with real weights, does not have.
-    Raises UsageError if there is no such checkpoint, or it is of another network.
-    """
-    if not path.exists():
-        raise UsageError(f"stage 2 starts from stage 1's weights, and there are none at {path}: train --stage 1 first")
-    payload = checkpoint.read(path)
-    bits = dict(zip(("weight_bits", "activation_bits"), STAGES["1"]))
-    wanted = {**network, **bits}
-    held = payload.get("network") if checkpoint.is_ours(payload) else None
-    if held is None:
-        raise UsageError(f"{path} is not a checkpoint of this codebase")
-    different = [
-        f"{name} {held.get(name)} instead of {wanted[name]}" for name in wanted if held.get(name) != wanted[name]
-    ]
-    if different:
-        raise UsageError(f"{path} is not stage 1 of this network: it has {', '.join(different)}")
-    own = model.state_dict()
-    new = [name for name in own if "weight_transform." in name and name not in payload["model"]]
-    checkpoint.load_state(model, payload["model"] | {name: own[name] for name in new}, path)
-    epochs = payload.get("args", {}).get("epochs", "?")
-    extra = f"; new parameters: {', '.join(new)}" if new else ""
-    return f"stage 2 starts from {path}, after epoch {payload.get('epoch', '?')} of {epochs} of stage 1{extra}"
-
-
 @command
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     with distributed.session():
-        with distributed.agreed():
-            args, payload = resolve(argv)
-            device = engine.choose_device(args.device)
-            args.amp = engine.choose_precision(args.amp, device).amp  # a resumed run goes on with it
+        with distributed.fail_together():
+            args, stored = resolve(argv)
+            device = runtime.choose_device(args.device)
+            args.amp = runtime.choose_precision(args.amp, device).amp  # a resumed run goes on with it
             folders = run_folders(args.stage, args.output_dir)
             stages = list(folders)
-            if payload is not None:
-                stages = stages[stages.index(payload["stage"]) :]
-            sources = build_batches(args, device)
+            if stored is not None:
+                stages = stages[stages.index(stored["stage"]) :]
+            batches = build_batches(args, device)
             teacher = None
             if args.teacher != NONE:
-                teacher = load_teacher(args.teacher, args.teacher_weights, sources[0].classes, device)
+                teacher = load_teacher(args.teacher, batches[0].classes, device, args.teacher_weights)
         if distributed.is_main():
-            report_setup(args, *sources)
+            print_setup(args, *batches)
         for stage in stages:
-            train_stage(args, stage, folders[stage], sources, teacher, device, payload, argv)
-            payload = None
+            train_stage(args, stage, folders[stage], batches, teacher, stored, argv)
+            stored = None
             distributed.barrier()  # the next stage reads what rank 0 has written
 
 
-def report_setup(args, train, test):
+def print_setup(args, train, test):
     counts = f"{train.count} training and {test.count} test images of {len(train.classes)} classes"
     print(f"data: {args.data_dir}, {counts}, at {args.image_size}x{args.image_size}")
     parts = f"{train.ranks} rank(s) x {args.accumulate} part(s) of {train.part}"
@@ -256,48 +243,56 @@ def build_batches(args, device):
     return train, Batches(val_folder, data.eval_transform(args.image_size), args.batch_size, device, **options)
 
 
-def train_stage(args, stage, folder, sources, teacher, device, payload, argv):
-    """One stage from its start, or from `payload`, to its summary; `sources` are its training and test batches."""
-    train, test = sources
-    asked, args = args, stage_flags(args, stage)
-    with distributed.agreed():
-        precision = engine.choose_precision(args.amp, device)
-        engine.seed_everything(args.seed, args.deterministic)
+def train_stage(given, stage, folder, batches, teacher, stored, argv):
+    """One stage, of the flags `given`, from its start, or from `stored`, to its summary."""
+    train, test = batches
+    args = stage_flags(given, stage)
+    with distributed.fail_together():
+        precision = runtime.choose_precision(args.amp, train.device)
+        runtime.seed_everything(args.seed, args.deterministic)
         network = network_config(args, num_classes=len(train.classes))
-        try:
-            model = build_model(**network)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        told = (
-            f"stage {stage}: weights of {args.weight_bits}, activations of {args.activation_bits} bit(s), in {folder}"
-        )
-        if stage == "2" and payload is None:
-            path = Path(args.stage1_checkpoint or folder.parent / "stage1" / LAST)
-            told += "; " + start_from_stage1(model, network, path)
+        model = new_network(network)
+        bits = f"weights of {args.weight_bits}, activations of {args.activation_bits} bit(s)"
+        lines = [f"stage {stage}: {bits}, in {folder}"]
+        if stored is None:
+            lines += initial_weights(args, stage, folder, model, network)
         # A job that died before its first checkpoint leaves a folder that holds no training to go on from.
-        run = Run(folder, resume=payload is not None or (goes_on(args) and not (folder / LAST).exists()))
-        model.to(device)
-        step = build_step(args, model)
-        optimizer = build_optimizer(args, model)
-        scheduler = training.schedule(optimizer, args.schedule, args.epochs * len(train))
-    if distributed.is_main():
-        print(told)
+        resume = stored is not None or (is_resuming(args) and not (folder / LAST).exists())
+        run = Run(folder, resume, command_line("imagenet.train", argv))
+    with run:
+        with distributed.fail_together():
+            step = build_step(args, model.to(train.device))
+            optimizer = build_optimizer(args, model)
+            scheduler = schedule(optimizer, args.schedule, args.epochs * len(train))
+            images = data.describe(train, test, args.image_size)
+            kept = {"network": network, "args": flag_values(given), "data": images, "stage": stage}
+            trainer = Trainer(step, optimizer, scheduler, precision, run, args, kept, teacher)
+            if stored is not None:
+                trainer.resume(stored)
+        if distributed.is_main():
+            print(*lines, sep="\n")
+        trainer.fit(train, test, lambda epoch, board: print_skipped(args, train, test))
 
-    def skipped():
-        return sorted(set().union(*distributed.gather(train.skipped | test.skipped)))
 
-    def after_epoch(epoch, writer):
-        if args.skip_corrupt:
-            names = skipped()
-            if distributed.is_main():
-                print(f"images skipped so far, as they cannot be read: {len(names)}")
+def initial_weights(args, stage, folder, model, network):
+    """Give `model` the weights that the stage starts from, if it has any to start from; lines that say so."""
+    if stage == "2":
+        stage1 = Path(args.stage1_checkpoint or folder.parent / "stage1" / LAST)
+        if not stage1.exists():
+            raise UsageError(
+                f"stage 2 starts from stage 1's weights, and there are none at {stage1}: train --stage 1 first"
+            )
+        bits = dict(zip(("weight_bits", "activation_bits"), STAGES["1"]))
+        return [start_from(model, network | bits, stage1)]
+    return [start_from(model, network, args.init_from, new_classes=True)] if args.init_from else []
 
-    training.train(
-        args, step, train, test, optimizer, scheduler, precision, run,
-        payload=payload, network=network, data=data.describe(train, test, args.image_size),
-        command=training.command_line("imagenet.train", argv), on_epoch=after_epoch,
-        stage=stage, asked=asked, teacher=teacher, accumulate=args.accumulate,
-    )  # fmt: skip
+
+def print_skipped(args, train, test):
+    """Say how many images could not be read so far, on any rank."""
+    if args.skip_corrupt:
+        names = set().union(*distributed.gather(train.skipped | test.skipped))
+        if distributed.is_main():
+            print(f"images skipped so far, as they cannot be read: {len(names)}")
 
 
 if __name__ == "__main__":

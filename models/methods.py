@@ -15,8 +15,10 @@ CIFAR, IMAGENET = "cifar", "imagenet"
 class Method:
     """One entry per method.
 
-    conv: {family: keyword arguments of BinaryConv2d}. network: {family: keyword arguments of the backbone}; `act` names
-    an activation of `modules.activations`. network_1w32a: the same, on top, where weights alone are binary.
+    conv: {family: keyword arguments of BinaryConv2d}.
+    network: {family: what the backbone has that others do not, of `models.description.RESNET`}; `act` names an
+    activation of `modules.activations`. On top of it {(family, arch): ...} for one architecture.
+    network_1w32a: the same, on top of all, where weights alone are binary.
     refused: {(weight_bits, activation_bits): why they make no sense for the method}.
     """
 
@@ -26,17 +28,24 @@ class Method:
     network_1w32a: dict = field(default_factory=dict)
     refused: dict = field(default_factory=dict)
 
-    def conv_factory(self, family, weight_bits, activation_bits):
-        """BinaryConv2d with this method's estimators and transforms; no bias."""
+    def check_bits(self, weight_bits, activation_bits):
+        """Raises ValueError, with the reason, for bits that make no sense for the method."""
         if (weight_bits, activation_bits) in self.refused:
             raise ValueError(self.refused[weight_bits, activation_bits])
+
+    def conv_factory(self, family, weight_bits, activation_bits):
+        """BinaryConv2d with this method's estimators and transforms; no bias."""
+        self.check_bits(weight_bits, activation_bits)
         kwargs = self.conv[family]
         return partial(BinaryConv2d, bias=False, weight_bits=weight_bits, activation_bits=activation_bits, **kwargs)
 
-    def network_for(self, family, weight_bits, activation_bits):
-        """The backbone's keyword arguments for these bits."""
-        extra = self.network_1w32a.get(family, {}) if (weight_bits, activation_bits) == (1, 32) else {}
-        return {**self.network[family], **extra}
+    def network_for(self, family, arch, weight_bits, activation_bits):
+        """{"act": name, option of the backbone: value} of these bits."""
+        tables = [self.network] + ([self.network_1w32a] if (weight_bits, activation_bits) == (1, 32) else [])
+        chosen = {}
+        for table in tables:
+            chosen |= table.get(family, {}) | table.get((family, arch), {})
+        return chosen
 
 
 def _both(**kwargs):

@@ -1,8 +1,9 @@
 """The sign function and the gradient estimators that train through it.
 
-Every binarizer returns sign(x) as equation (3) defines it, +1 where x >= 0 and -1 elsewhere, never 0: exact 1-bit
+Every binarizer takes sign(x) as equation (3) defines it, +1 where x >= 0 and -1 elsewhere, never 0: exact 1-bit
 inference depends on it. They differ in the gradient that they put in the place of sign's own, which is zero almost
-everywhere. Each saves one tensor for the backward pass.
+everywhere. One that gives back the signs themselves says so, by `returns_signs = True`: then a convolution may keep
+its input in 8 bits. One that scales or shifts them says nothing. Each saves one tensor for the backward pass.
 """
 
 import math
@@ -61,6 +62,8 @@ class ClipSTE(nn.Module):
     Source: Hubara et al., "Binarized Neural Networks", 2016.
     """
 
+    returns_signs = True
+
     def forward(self, x):
         return _ClipSign.apply(x)
 
@@ -70,6 +73,8 @@ class BiRealSTE(nn.Module):
 
     Source: Liu et al., "Bi-Real Net", ECCV 2018. IR²Net's estimator for activations.
     """
+
+    returns_signs = True
 
     def forward(self, x):
         return _BiRealSign.apply(x)
@@ -85,6 +90,7 @@ class EDE(nn.Module):
     Source: Qin et al., "Forward and Backward Information Retention for Accurate Binary Neural Networks", CVPR 2020.
     """
 
+    returns_signs = True
     T_MAX = 10.0
 
     def __init__(self, t_min=1e-3):

@@ -40,6 +40,7 @@ class BinaryConv2d(nn.Conv2d):
     weight_transform: None, or a factory of a module of `modules.weights`, given the output channels.
     input_transform: None, or a factory of a module of `modules.activations`, given the input channels.
 
+    Where the activation binarizer says `returns_signs`, its signs are kept for the backward pass in 8 bits.
     What belongs to a side of 32 bits is not made at all, so that no parameter is without a gradient.
     Input (N, C_in, H, W), output (N, C_out, H', W'). Padding adds zeros after the sign.
     Raises ValueError for other bit widths. Source: equation (2), with (4)'s scale where a method has one.
@@ -94,10 +95,15 @@ class BinaryConv2d(nn.Conv2d):
             x = self.input_transform(x)
         return self.activation_binarizer(x)
 
+    @property
+    def has_sign_inputs(self):
+        """Whether the activations that the convolution uses are -1 and +1, and nothing else."""
+        return getattr(self.activation_binarizer, "returns_signs", False)
+
     def forward(self, x):
         weight = self.quantized_weight() if self.held_weight is None else self.held_weight
         x = self.quantized_input(x)
-        if self.activation_bits == 32 or isinstance(self.padding, str) or self.padding_mode != "zeros":
+        if not self.has_sign_inputs or isinstance(self.padding, str) or self.padding_mode != "zeros":
             return self._conv_forward(x, weight, self.bias)
         return _SignConv2d.apply(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 

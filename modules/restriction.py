@@ -94,12 +94,7 @@ class IResLoss(nn.Module):
 
     model: has `features(images)`, whose last map is A_l, and `classify(maps)`.
     criterion: function of (logits, targets), to a scalar. Raises ValueError for lam, mu or a variant out of range.
-
-    `IResLoss(...)` makes a ThriftyIResLoss: the same numbers with less work.
     """
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(ThriftyIResLoss if cls is IResLoss else cls)
 
     def __init__(self, model, criterion, lam=0.15, mu=0.5, variant="paper"):
         super().__init__()

@@ -6,10 +6,14 @@
 #   JOBS=n        cells at once, on one device (default: 1); the CPU's cores are shared out among them
 # A finished cell is skipped, an interrupted one goes on where it was; a failing one does not stop the others, and
 # `finish` says so with the script's exit status. The script's own arguments go to every cell.
+source scripts/checks.sh
 DATASET=${DATASET:-cifar10}
 RUNS=${RUNS:-runs/$(basename "$0" .sh)-$DATASET${EPOCHS:+-$EPOCHS}}
 SEEDS=${SEEDS:-0}
 JOBS=${JOBS:-1}
+check_count JOBS "$JOBS"
+check_list SEEDS "$SEEDS"
+if [ -n "${EPOCHS:-}" ]; then check_count EPOCHS "$EPOCHS"; fi
 if [ "$JOBS" -gt 1 ]; then # processes that each use every core wait for each other most of the time
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + JOBS - 1) / JOBS))}
 fi

@@ -6,6 +6,8 @@
 #   LAM=x          lambda of the masks (default: 0.9; at the paper's 0.15 these networks mask nothing)
 #   OUT=file.png   (default: results/fig8_<data>.png)
 source "$(dirname "$0")/setup.sh"
+source scripts/checks.sh
+if [ -n "${PICK:-}" ]; then check_list PICK "$PICK"; fi
 if [ -n "${DATA_DIR:-}" ]; then
     networks=(checkpoints/cifar10_jpeg/{fp/seed0.pt,baseline/seed0.packed,ir2net/seed0.packed})
     images=(--dataset folder --data-dir "$DATA_DIR" --pick ${PICK:-1004 3010 8003})

@@ -14,6 +14,10 @@
 #SBATCH --signal=B:USR1@180
 # Slurm runs a copy of this script: the repository is where sbatch was called.
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+source scripts/checks.sh
+if [ -z "${SLURM_JOB_ID:-}" ]; then refuse "this is a job for Slurm: sbatch scripts/imagenet_slurm.sh FLAGS"; fi
+gpus=${SLURM_GPUS_ON_NODE:-8}
+check_count SLURM_GPUS_ON_NODE "$gpus"
 source scripts/setup.sh
 
 # Three minutes before the time is up: SIGTERM to the trainers, which save last.pt and end, and back into the queue.
@@ -29,7 +33,7 @@ trap requeue USR1
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 launch() { # exec: so that the signal to this background job is srun's, which hands it on
-    exec srun --kill-on-bad-exit=1 torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-8}" \
+    exec srun --kill-on-bad-exit=1 torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$gpus" \
         --max-restarts 3 --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:29500" \
         -m imagenet.train --auto-resume "$@"
 }

@@ -7,6 +7,8 @@
 source "$(dirname "$0")/setup.sh"
 out=${OUT:-results/speed}
 rounds=${ROUNDS:-5}
+source scripts/checks.sh
+check_count ROUNDS "$rounds"
 device=$(python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 mkdir -p "$out"
 

@@ -6,10 +6,12 @@
 # IMAGES_PER_S=x with the speed that `python -m utils.bench train --dataset imagenet` measures prints what the runs take
 # and ends. A finished cell is skipped, an interrupted one goes on where it was. Arguments go to every cell.
 source "$(dirname "$0")/setup.sh"
+source scripts/checks.sh
 DATA_DIR=${DATA_DIR:-data/imagenet}
 RUNS=${RUNS:-runs/table4_imagenet}
-GPUS=${GPUS:-$(nvidia-smi -L 2>/dev/null | grep -c . || true)}
-if [ "$GPUS" = 0 ]; then GPUS=1; fi
+GPUS=${GPUS:-$(nvidia-smi -L 2>/dev/null | grep -c . | grep -v '^0$' || true)}
+if [ -z "$GPUS" ]; then GPUS=1; fi
+check_count GPUS "$GPUS"
 
 if [ -n "${IMAGES_PER_S:-}" ]; then
     exec python -m imagenet.cost --images-per-s "$IMAGES_PER_S" --gpus "$GPUS"

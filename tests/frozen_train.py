@@ -8,20 +8,21 @@ import torch
 from torch import nn
 
 from imagenet import batches, train
-from utils.training import distributed, engine
+from utils.training import distributed
+from utils.training.trainer import Trainer
 
 frozen = os.environ.get("FROZEN") == "1"
-fit = engine.fit
+fit = Trainer.fit
 
 
-def dumping_fit(step, *args, **kwargs):
+def dumping_fit(trainer, *args, **kwargs):
     try:
-        return fit(step, *args, **kwargs)
+        return fit(trainer, *args, **kwargs)
     finally:
-        torch.save(step.model.state_dict(), f"{os.environ['DUMP']}{distributed.rank()}.pt")
+        torch.save(trainer.model.state_dict(), f"{os.environ['DUMP']}{distributed.rank()}.pt")
 
 
-engine.fit = dumping_fit
+Trainer.fit = dumping_fit
 if frozen:
     torch.set_default_dtype(torch.float64)
     batches.Batches.__init__.__kwdefaults__["dtype"] = torch.float64

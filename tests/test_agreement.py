@@ -5,11 +5,12 @@ import torch
 
 from cifar import data
 from models import build_model
-from modules.restriction import IResLoss
-from utils.bench import __main__ as bench
+from modules.restriction import ThriftyIResLoss
+from utils.bench.loading import endless
 from utils.bench.reference import ImageLoopIResLoss, use_mask_chains
-from utils.training.engine import Precision, evaluate
 from utils.training.losses import cross_entropy
+from utils.training.metrics import evaluate
+from utils.training.runtime import Precision
 
 STEPS, BATCH = 200, 128
 
@@ -24,12 +25,12 @@ def trained(kind):
     if kind == "reference":
         step = ImageLoopIResLoss(use_mask_chains(model), cross_entropy)
     else:
-        step = IResLoss(model, cross_entropy).to(memory_format=torch.channels_last)
+        step = ThriftyIResLoss(model, cross_entropy).to(memory_format=torch.channels_last)
     if kind == "compiled":
         step.compile(fullgraph=True, dynamic=False)
     optimizer = torch.optim.SGD(step.parameters(), 0.11, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    batches = bench.endless(data.Batches(train_set, BATCH, train=True))
+    batches = endless(data.Batches(train_set, BATCH, train=True))
     for _, (images, labels) in zip(range(STEPS), batches):
         with precision.autocast():
             loss, _, _ = step(images, labels)
@@ -61,7 +62,7 @@ def test_the_compiled_step_computes_the_eager_losses():
     losses = {}
     for compiled in (False, True):
         torch.manual_seed(0)
-        step = IResLoss(build_model("resnet20", recovery="cirec"), cross_entropy, lam=1.0).double()
+        step = ThriftyIResLoss(build_model("resnet20", recovery="cirec"), cross_entropy, lam=1.0).double()
         step.to(memory_format=torch.channels_last)
         if compiled:
             step.compile(fullgraph=True, dynamic=False)

@@ -47,8 +47,24 @@ def test_the_figure_is_written(files, tmp_path, capsys):
     attention.main(["--checkpoint", *map(str, checkpoints), "--images", str(image), "--output", str(out)])
     assert "1 images, 2 networks" in capsys.readouterr().out
     with Image.open(out) as figure:
-        pixels = np.asarray(figure.convert("RGB"))
-    assert pixels.std() > 20, "an empty figure"
+        assert figure.width > figure.height > 100
+
+
+def test_the_figure_shows_the_maps_and_the_masked_image(files):
+    """Every panel of a row: the input, each tap's attention over it, and the input under the mask."""
+    torch.manual_seed(0)
+    model = build_model("resnet20", recovery="cirec").eval()
+    image = torch.rand(3, 32, 32)
+    figure = attention.figure_of([("net", model, 32)], [("picture", lambda size: image)], 1.0, "paper")
+    panels = [[shown.get_array() for shown in axis.get_images()] for axis in figure.axes]
+    maps, mask = attention.attention_of(model, image[None], 1.0)
+    pixels = image.permute(1, 2, 0).numpy()
+    assert np.array_equal(panels[0][0], pixels)
+    for (below, above), expected in zip(panels[1:-1], maps, strict=True):
+        assert np.array_equal(below, pixels)
+        assert np.array_equal(above, expected[0].numpy())
+    assert np.array_equal(panels[-1][0], pixels * mask[0].numpy()[:, :, None])
+    assert figure.axes[-1].get_title() == f"IRes: {1 - mask.mean().item():.0%} masked"
 
 
 def test_test_images_are_picked_by_number(files, tmp_path, capsys, fails):

@@ -7,6 +7,7 @@ import torch
 
 from models import build_model
 from utils import checkpoint
+from utils.checkpoint import __main__ as command
 from utils.checkpoint.average import average
 from utils.command import RunError
 
@@ -29,7 +30,7 @@ def paths(tmp_path):
 
 
 def test_info(paths, capsys):
-    checkpoint.main(["info", str(paths[0]), "--json"])
+    command.main(["info", str(paths[0]), "--json"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["network"] == NETWORK
     assert (found["epoch"], found["best"], found["dtype"]) == (3, 50.0, "float32")
@@ -38,13 +39,13 @@ def test_info(paths, capsys):
 
 def test_strip_leaves_the_network_alone(paths, tmp_path, fails):
     out = tmp_path / "small.pt"
-    checkpoint.main(["strip", str(paths[0]), str(out)])
+    command.main(["strip", str(paths[0]), str(out)])
     assert not checkpoint.read(out).keys() & set(checkpoint.TRAINING_STATE)
     before, after = (checkpoint.load_model(path).state_dict() for path in (paths[0], out))
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert fails(checkpoint.main, "strip", paths[0], out)[0] == 2
-    assert fails(checkpoint.main, "strip", paths[0], paths[0])[0] == 2
-    checkpoint.main(["strip", str(paths[1]), str(out), "--force"])
+    assert fails(command.main, "strip", paths[0], out)[0] == 2
+    assert fails(command.main, "strip", paths[0], paths[0])[0] == 2
+    command.main(["strip", str(paths[1]), str(out), "--force"])
 
 
 def test_strip_in_half_precision_moves_no_sign(paths, tmp_path):
@@ -53,7 +54,7 @@ def test_strip_in_half_precision_moves_no_sign(paths, tmp_path):
     small.view(-1)[0] = -1e-9  # 0 in float16, and the sign of 0 is +1
     checkpoint.save(paths[0], payload)
     out = tmp_path / "half.pt"
-    checkpoint.main(["strip", "--half", str(paths[0]), str(out)])
+    command.main(["strip", "--half", str(paths[0]), str(out)])
     assert out.stat().st_size < 0.6 * paths[0].stat().st_size
     before, after = (checkpoint.load_model(path).state_dict() for path in (paths[0], out))
     assert torch.equal(before["stages.1.0.conv.weight"], after["stages.1.0.conv.weight"])
@@ -77,11 +78,11 @@ def test_average_is_the_mean_with_statistics_of_its_own(paths):
 
 def test_average_by_command(paths, tmp_path, tiny_folder, fails):
     out, where = tmp_path / "mean.pt", ["--dataset", "folder", "--data-dir", str(tiny_folder)]
-    assert "10 classes" in fails(checkpoint.main, "average", out, *paths, *where)[1]
+    assert "10 classes" in fails(command.main, "average", out, *paths, *where)[1]
     network = {**NETWORK, "num_classes": 2}
     for path in paths:
         checkpoint.save(path, {"network": network, "model": build_model(**network).state_dict()})
-    checkpoint.main(["average", str(out), *map(str, paths), *where, "--batch-size", "16"])
+    command.main(["average", str(out), *map(str, paths), *where, "--batch-size", "16"])
     assert checkpoint.read(out)["averaged"] == [str(path) for path in paths]
     assert not checkpoint.load_model(out).training
 

@@ -8,7 +8,7 @@ import torch
 from conftest import write_images
 from PIL import Image
 
-from cifar import data
+from cifar import data, folder
 from utils.command import RunError, UsageError
 
 
@@ -44,7 +44,7 @@ def test_a_changed_folder_is_decoded_again(tmp_path, tiny_folder, monkeypatch):
     root = tmp_path / "copy"
     shutil.copytree(tiny_folder, root, ignore=shutil.ignore_patterns(".*"))
     before, _ = data.load("folder", root, progress=False)
-    monkeypatch.setattr(data, "_decode_all", None)  # a second load must not decode
+    monkeypatch.setattr(folder, "decode_all", None)  # a second load must not decode
     again, _ = data.load("folder", root, progress=False)
     assert torch.equal(before.images, again.images)
     monkeypatch.undo()

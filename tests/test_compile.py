@@ -5,8 +5,8 @@ import torch
 
 from models import build_model
 from modules.progress import set_progress
-from modules.restriction import IResLoss
-from utils.training import engine
+from modules.restriction import ThriftyIResLoss
+from utils.training import runtime
 from utils.training.losses import cross_entropy
 
 
@@ -21,7 +21,7 @@ def test_no_graph_breaks_and_no_recompiles(method, variant):
 
     torch.manual_seed(0)
     model = build_model("resnet20", method=method, recovery="cirec")
-    step = IResLoss(model, cross_entropy, lam=0.9, variant=variant)
+    step = ThriftyIResLoss(model, cross_entropy, lam=0.9, variant=variant)
     step.compile(backend=backend, fullgraph=True)
     optimizer = torch.optim.SGD(step.parameters(), 0.01, momentum=0.9)
     for epoch in range(2):
@@ -41,7 +41,7 @@ def test_compiled_and_eager_losses_agree():
     losses = {}
     for compiled in (False, True):
         torch.manual_seed(0)
-        step = IResLoss(build_model("resnet20", recovery="cirec"), cross_entropy, lam=0.9).double()
+        step = ThriftyIResLoss(build_model("resnet20", recovery="cirec"), cross_entropy, lam=0.9).double()
         if compiled:
             step.compile(backend="aot_eager", fullgraph=True)
         optimizer = torch.optim.SGD(step.parameters(), 0.01, momentum=0.9)
@@ -69,14 +69,14 @@ class Recorder:
     [("cpu", 1, 1, "default"), ("cuda", 1, 1, "reduce-overhead"), ("cuda", 2, 1, "default"), ("cuda", 1, 2, "default")],
 )
 def test_cuda_graphs_are_for_one_gpu_and_whole_batches(device, accumulate, ranks, mode, monkeypatch):
-    monkeypatch.setattr(engine.distributed, "world_size", lambda: ranks)
+    monkeypatch.setattr(runtime.distributed, "world_size", lambda: ranks)
     step = Recorder()
-    engine.compile_step(step, torch.device(device), accumulate)
+    runtime.compile_step(step, torch.device(device), accumulate)
     assert step.options == {"mode": mode, "dynamic": False}
 
 
 def test_automatic_precision_is_what_the_device_computes_in(monkeypatch):
     for native, dtype in ((True, torch.bfloat16), (False, None)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
-        assert engine.choose_precision("auto", torch.device("cpu")).dtype is dtype
-    assert engine.choose_precision("off", torch.device("cpu")).dtype is None
+        assert runtime.choose_precision("auto", torch.device("cpu")).dtype is dtype
+    assert runtime.choose_precision("off", torch.device("cpu")).dtype is None

@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import ARCHS, CIFAR, IMAGENET, METHODS, build_model
-from utils import complexity
 from utils.command import RunError, UsageError
+from utils.complexity import __main__ as command
 from utils.complexity import count
-from utils.flop_rules import FREE, HANDLERS
+from utils.complexity.rules import FREE, HANDLERS
 from utils.tables import __main__ as tables
 from utils.tables import table6
 
@@ -136,7 +136,7 @@ def test_resnet18_head_is_within_scaling_factors_before_m_is_rounded_up():
 
 @pytest.mark.parametrize(("weight_bits", "activation_bits"), [(1, 32), (32, 1), (32, 32)])
 def test_convolutions_that_are_not_binary_on_both_sides_count_as_flops(weight_bits, activation_bits):
-    counts = count(build("resnet20", "cifar10", "bireal", weight_bits, activation_bits), 32, "conv")
+    counts = count(build("resnet20", weight_bits=weight_bits, activation_bits=activation_bits), 32, "conv")
     binary = count(build("resnet20"), 32, "conv")
     assert counts.bops == 0
     assert counts.flops == binary.bops + binary.flops
@@ -238,7 +238,7 @@ def test_other_errors(monkeypatch):
 
 
 def command_json(capsys, *argv):
-    complexity.main([*argv, "--json"])
+    command.main([*argv, "--json"])
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -257,7 +257,7 @@ def test_command_json(capsys):
 
 
 def test_command_text(capsys):
-    complexity.main(["--dataset", "cifar100", "--arch", "vgg_small", "--weight-bits", "32", "--per-layer"])
+    command.main(["--dataset", "cifar100", "--arch", "vgg_small", "--weight-bits", "32", "--per-layer"])
     out = capsys.readouterr().out
     assert "3x32x32" in out
     assert "rule        paper: FLOPs = 1 per multiply-add" in out
@@ -283,7 +283,7 @@ def test_one_line_for_a_training_run():
     ],
 )
 def test_wrong_usage_is_one_line(fails, argv, message):
-    status, line = fails(complexity.main, *argv)
+    status, line = fails(command.main, *argv)
     assert status == 2
     assert message in line
 
@@ -297,4 +297,4 @@ def test_table6_prints_every_row(capsys):
     assert "| Real-to-Bin | 1.68 | - | 1.56 | - | - | 1.82 | - | cited |" in out
     assert "| resnet20 | 0.1587M | 0.1720M |" in out
     for flags in re.findall(r"`(--.*?)`", out):
-        complexity.build_parser().parse_args(["--arch", "resnet18", *flags.split()])
+        command.build_parser().parse_args(["--arch", "resnet18", *flags.split()])

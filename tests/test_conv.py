@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from modules.activations import LearnedShift, SelfDistributionShift
+from modules.binarize import BiRealSTE
 from modules.conv import BinaryConv2d
 from modules.weights import ChannelScale, LibraPB, SelfDistribution
 
@@ -130,3 +131,45 @@ def test_signs_are_kept_in_8_bits():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         conv(torch.randn(2, 6, 5, 5, requires_grad=True))
     assert sorted(t.element_size() for t in saved if t.shape == (2, 6, 5, 5)) == [1, 4]  # signs; x, for the estimator
+
+
+class ScaledSign(nn.Module):
+    """alpha * sign(x) + beta, with learned scalars: activations that are not signs."""
+
+    def __init__(self):
+        super().__init__()
+        self.sign = BiRealSTE()
+        self.alpha = nn.Parameter(torch.tensor(0.3))
+        self.beta = nn.Parameter(torch.tensor(-0.2))
+
+    def forward(self, x):
+        return self.alpha * self.sign(x) + self.beta
+
+
+def test_gradients_are_right_where_activations_are_not_signs():
+    """8 bits would hold neither 0.1 nor -0.5: the plain convolution must run."""
+    conv = BinaryConv2d(6, 8, 3, padding=1, bias=False, activation_binarizer=ScaledSign).double()
+    x = torch.randn(2, 6, 7, 7, dtype=torch.double, requires_grad=True)
+    alpha, beta = conv.activation_binarizer.alpha, conv.activation_binarizer.beta
+    leaves = [x, conv.weight, alpha, beta]
+    ours = conv(x)
+    got = torch.autograd.grad(ours.square().sum(), leaves)
+
+    def through(signs, surrogate):
+        """The values of `signs` with the gradient of `surrogate`, by plain operations."""
+        return surrogate + (signs - surrogate).detach()
+
+    inside = x.clamp(-1, 1)
+    signs = through(torch.where(x >= 0, 1.0, -1.0).double(), 2 * inside - inside * inside.abs())
+    weight = through(torch.where(conv.weight >= 0, 1.0, -1.0).double(), conv.weight.clamp(-1, 1))
+    theirs = nn.functional.conv2d(alpha * signs + beta, weight, padding=1)
+    torch.testing.assert_close(ours, theirs)
+    for mine, plain in zip(got, torch.autograd.grad(theirs.square().sum(), leaves)):
+        assert plain.abs().max() > 0
+        torch.testing.assert_close(mine, plain)
+
+
+def test_a_convolution_knows_whether_its_inputs_are_signs():
+    assert BinaryConv2d(3, 4, 3).has_sign_inputs
+    assert not BinaryConv2d(3, 4, 3, activation_binarizer=ScaledSign).has_sign_inputs
+    assert not BinaryConv2d(3, 4, 3, activation_bits=32).has_sign_inputs

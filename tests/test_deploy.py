@@ -5,15 +5,18 @@ import random
 
 import pytest
 import torch
+from conftest import write_images
 from torch import nn
 
+from cifar import eval as cifar_eval
 from models import build_model
 from models.inference import binary_convs, pack_network
 from utils import checkpoint
-from utils.checkpoint.packed import is_packed, load_packed, packed_content, preprocessing_of, read_packed, write_packed
+from utils.checkpoint.packed import is_packed, packed_content, read_packed, write_packed
 from utils.command import RunError
 from utils.deploy import __main__ as deploy
-from utils.deploy.__main__ import random_images, random_network, wrong_sums
+from utils.deploy import networks
+from utils.deploy.verify import relative_errors, round_to_half, wrong_sums
 
 IMAGENET = {"arch": "resnet18", "dataset": "imagenet"}
 RESNET20 = {"arch": "resnet20", "method": "bireal", "recovery": "cirec"}
@@ -27,6 +30,18 @@ NETWORKS = [
     {**IMAGENET, "method": "irnet"},
     *({"arch": arch, "method": "irnet", "activation_bits": 32} for arch in ("resnet20", "vgg_small")),
 ]
+
+
+def size_of(network):
+    return (224, 224) if network.get("dataset") == "imagenet" else (32, 32)
+
+
+def random_network(network, seed=0):
+    return networks.random_network(network, size_of(network), seed)
+
+
+def random_images(network, count, seed=0):
+    return networks.random_images(size_of(network), count, seed)
 
 
 def name_of(network):
@@ -97,16 +112,16 @@ def test_compiled_whole():
 def test_files_round_trip(network, half, tmp_path):
     model = random_network(network)
     path = tmp_path / "packed.safetensors"
-    write_packed(path, model, network, half)
+    write_packed(path, model, network, {"image_size": [48, 32], "classes": ["a"], "train_images": 7}, half)
     found = read_packed(path)
     assert is_packed(path)
     assert found.network == network
-    assert found.preprocessing == json.loads(json.dumps(preprocessing_of(network)))
-    assert not found.model.training
-    reference = pack_network(deploy.round_to_half(model) if half else model)
+    assert (found.packed, found.image_size, found.data) == (True, (48, 32), {"image_size": [48, 32], "classes": ["a"]})
+    opened = checkpoint.load_model(path)
+    assert not opened.training
+    reference = pack_network(round_to_half(model) if half else model)
     images = random_images(network, 2)
-    assert torch.equal(found.model(images), reference(images))
-    assert torch.equal(load_packed(path)(images), reference(images))
+    assert torch.equal(opened(images), reference(images))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -209,6 +224,74 @@ def test_verify_refuses_another_network(saved, tmp_path, capsys, fails):
     assert "not the same" in line
 
 
+def test_a_network_with_nan_is_not_the_same(saved, tmp_path, fails):
+    assert relative_errors(torch.ones(1, 2), torch.tensor([[1, float("nan")]])).tolist() == [torch.inf]
+    payload = checkpoint.read(saved)
+    payload["model"]["fc.bias"][3] = float("nan")
+    checkpoint.save(tmp_path / "nan.pt", payload)
+    assert "not the same" in fails(deploy.main, "verify", "--checkpoint", tmp_path / "nan.pt", "--images", 2)[1]
+
+
+def test_size_and_classes_stay_with_a_packed_file(tmp_path, capsys, fails):
+    """Images of 32x48, as cifar.train keeps them, are verified and evaluated as they are; other classes are refused."""
+    write_images(tmp_path / "data" / "test", 4, size=(48, 32))
+    data = {"dataset": "folder", "classes": ["dark", "light"], "image_size": [32, 48]}
+    network = RESNET20 | {"num_classes": 2}
+    payload = {"network": network, "model": random_network(network).state_dict(), "data": data}
+    checkpoint.save(tmp_path / "last.pt", payload)
+    run(capsys, "pack", "--checkpoint", tmp_path / "last.pt", "--output", tmp_path / "net.packed")
+    opened = read_packed(tmp_path / "net.packed")
+    assert (opened.image_size, opened.data["classes"]) == ((32, 48), ["dark", "light"])
+    folder = ("--dataset", "folder", "--data-dir", tmp_path / "data")
+    verified = run(capsys, "verify", "--checkpoint", tmp_path / "last.pt", "--packed", tmp_path / "net.packed", *folder)
+    assert (verified["passed"], verified["labelled"]) == (True, 8)
+    for name in ("last.pt", "net.packed"):
+        cifar_eval.main([*map(str, ("--checkpoint", tmp_path / name, *folder)), "--json", "--no-progress"])
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert result["top1"] == verified["top1_float"]
+        assert "classes" in fails(cifar_eval.main, "--checkpoint", tmp_path / name, "--dataset", "digits")[1]
+
+
+def test_an_imagenet_network_is_verified_at_its_own_size(tmp_path, capsys):
+    network = {**IMAGENET, "variant": "d", "num_classes": 3}
+    payload = {"network": network, "model": networks.random_network(network, (64, 64)).state_dict()}
+    checkpoint.save(tmp_path / "last.pt", {**payload, "data": {"classes": ["a", "b", "c"], "image_size": 64}})
+    run(capsys, "pack", "--checkpoint", tmp_path / "last.pt", "--output", tmp_path / "net.packed")
+    assert read_packed(tmp_path / "net.packed").image_size == (64, 64)
+    assert run(capsys, "verify", "--checkpoint", tmp_path / "last.pt", "--images", 2)["passed"]
+
+
+ABSURD = (
+    *({"arch": arch} for arch in ("resnet99", ["resnet20"], None)),
+    *({"num_classes": count} for count in (10**15, -1, "x")),
+    {"arch": "vgg_small", "image_size": 10**9},
+    {"recovery": "cirec", "groups": 0},
+    {"ratio": 0},
+    {"weight_bits": 7},
+    {"unknown": 1},
+    {"structure": {}},
+    {"method": "\ud800"},
+)
+
+
+@pytest.mark.parametrize("absurd", ABSURD, ids=ascii)
+def test_files_with_right_checksums_and_absurd_networks(absurd, tmp_path, monkeypatch, fails):
+    network = {"arch": "resnet20"}
+    model = random_network(network)
+    write_packed(tmp_path / "net.packed", model, network | absurd)
+    checkpoint.save(tmp_path / "net.pt", {"network": network | absurd, "model": model.state_dict()})
+    for name in ("net.packed", "net.pt"):
+        status, line = fails(cifar_eval.main, "--checkpoint", tmp_path / name, "--dataset", "digits")
+        assert status in (1, 2), line
+
+
+@pytest.mark.parametrize("data", [[], {"classes": 3}, {"classes": [1]}, {"image_size": -1}, {"image_size": [10**9, 2]}])
+def test_files_with_right_checksums_and_absurd_data(data, tmp_path):
+    checkpoint.save(tmp_path / "net.pt", {"network": RESNET20, "model": {}, "data": data})
+    with pytest.raises(RunError, match="damaged"):
+        checkpoint.read_contents(tmp_path / "net.pt")
+
+
 def test_bench(saved, capsys):
     found = run(capsys, "bench", "--checkpoint", saved, "--threads", "1", "--batch-size", "2", "--repeats", "1")
     assert found["threads"] == 1
@@ -222,9 +305,14 @@ def test_bench(saved, capsys):
 def test_onnx(saved, tmp_path, capsys):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    found = run(capsys, "onnx", "--checkpoint", saved, "--output", tmp_path / "net.onnx")
-    assert found["checked"]
+    found = run(capsys, "onnx", "--checkpoint", saved, "--output", tmp_path / "net.onnx", "--dataset", "digits")
+    assert (found["checked"], found["images"], found["same_top1"]) == (True, 360, 360)
     assert found["relative_error"] < 1e-4
+    import onnx
+
+    metadata = {entry.key: json.loads(entry.value) for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
+    assert metadata["image_size"] == [32, 32]
+    assert metadata["mean"] == [0.485, 0.456, 0.406]
 
 
 def test_random_networks_have_lively_batch_norms():

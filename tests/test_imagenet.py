@@ -15,13 +15,15 @@ from torchvision.models import ResNet18_Weights, resnet34
 
 from imagenet import batches, cost, data, train
 from imagenet import eval as evaluation
-from imagenet.teacher import load_teacher
 from models import build_model
 from utils import checkpoint
 from utils.command import RunError, UsageError
-from utils.training import distributed, engine
-from utils.training import trainer as common
+from utils.training.initial import start_from
 from utils.training.losses import cross_entropy, distillation
+from utils.training.schedule import schedule as make_schedule
+from utils.training.signals import StopSignal
+from utils.training.teacher import load_teacher
+from utils.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -118,7 +120,7 @@ def test_labels_of_a_network_with_more_classes(tmp_path):
         data.use_labels_of(folder, classes, count)
         labels.append([label for _, label in folder.samples])
     assert labels == [[0, 1], [0, 207], [2, 1]]
-    with pytest.raises(UsageError, match="tells 5 classes apart"):
+    with pytest.raises(UsageError, match="has 5 classes"):
         data.use_labels_of(folder, None, 5)
     with pytest.raises(UsageError, match="does not know: n01440764"):
         data.use_labels_of(folder, ["n02099601"], 1)
@@ -195,7 +197,7 @@ def test_a_corrupt_image_is_named_or_counted(small_tree, capsys, workers):
     broken[1].write_bytes(broken[1].read_bytes()[:300])
     for split, path in zip(("val", "train"), broken):
         own = build(small_tree, split, workers=workers)
-        with pytest.raises(RunError, match=rf"{path} cannot be read as an image"):
+        with pytest.raises(RunError, match=rf"{path} is not an image that can be read"):
             list(own.epoch(0) if split == "train" else own)
     test = build(small_tree, "val", workers=workers, skip_corrupt=True)
     assert sum(len(labels) for _, labels in test) == 15
@@ -261,7 +263,7 @@ def test_recipes(tmp_path, monkeypatch):
 )
 def test_schedules(schedule, rates):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = common.schedule(optimizer, schedule, len(rates))
+    scheduler = make_schedule(optimizer, schedule, len(rates))
     seen = []
     for _ in rates:
         seen.append(scheduler.get_last_lr()[0])
@@ -283,49 +285,45 @@ def test_teachers(tmp_path, small_tree):
     torch.manual_seed(0)
     network = resnet34(num_classes=4)
     torch.save(network.state_dict(), tmp_path / "resnet34.pth")
-    teacher = load_teacher("resnet34", tmp_path / "resnet34.pth", classes, CPU)
+    teacher = load_teacher("resnet34", classes, CPU, tmp_path / "resnet34.pth")
     images = torch.randn(2, 3, 32, 32, requires_grad=True)
     assert torch.equal(teacher(images), network.eval()(images))
     assert not teacher(images).requires_grad
     (tmp_path / "broken.pth").write_bytes(b"PK")
     for name, weights, error, line in (
-        ("resnet34", "default", UsageError, "teacher resnet34 tells 1000 classes apart, the data has 4"),
+        ("resnet34", "default", UsageError, "teacher resnet34 has 1000 classes, the data have 4"),
         ("resnet34", tmp_path / "none.pth", RunError, "no checkpoint at"),
         ("resnet34", tmp_path / "broken.pth", RunError, "broken.pth is no checkpoint"),
         ("resnet50", tmp_path / "resnet34.pth", RunError, "does not fit the network"),
         ("resnet43", "default", UsageError, "no teacher 'resnet43'"),
     ):
         with pytest.raises(error, match=line):
-            load_teacher(name, weights, classes, CPU)
+            load_teacher(name, classes, CPU, weights)
     config = {"arch": "resnet18", "dataset": "imagenet", "num_classes": 4}
     kept = {"network": config, "model": build_model(**config).state_dict()}
     checkpoint.save(tmp_path / "ours.pt", {**kept, "data": {"classes": classes[::-1]}})
     with pytest.raises(UsageError, match="learned other classes"):
-        load_teacher(str(tmp_path / "ours.pt"), "default", classes, CPU)
+        load_teacher(str(tmp_path / "ours.pt"), classes, CPU)
 
 
 # ---------------------------------------------------------------- training
 
 
-def test_stage_2_needs_stage_1_and_names_what_is_new(tmp_path):
+def test_stage_2_starts_from_stage_1_and_names_what_is_new(tmp_path):
     network = {"arch": "resnet18", "dataset": "imagenet", "method": "sdbnn", "num_classes": 4}
-    first, second = (
-        network | {"weight_bits": 32, "activation_bits": 1},
-        network | {"weight_bits": 1, "activation_bits": 1},
-    )
+    first, second = (network | {"weight_bits": bits, "activation_bits": 1} for bits in (32, 1))
     path = tmp_path / "last.pt"
     model = build_model(**second)
-    with pytest.raises(UsageError, match="train --stage 1 first"):
-        train.start_from_stage1(model, second, path)
+    with pytest.raises(UsageError, match="no checkpoint"):
+        start_from(model, first, path)
     state = build_model(**first).state_dict()
-    checkpoint.save(path, {"network": first, "model": state, "epoch": 3, "args": {"epochs": 3}})
-    told = train.start_from_stage1(model, second, path)
-    assert "after epoch 3 of 3" in told
+    checkpoint.save(path, {"network": first, "model": state})
+    told = start_from(model, first, path)
     assert "weight_transform.alpha" in told.partition("new parameters:")[2]
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
     checkpoint.save(path, {"network": second, "model": model.state_dict()})
-    with pytest.raises(UsageError, match="not stage 1 of this network: it has weight_bits 1 instead of 32"):
-        train.start_from_stage1(model, second, path)
+    with pytest.raises(UsageError, match="not of this network: it has weight_bits 1 instead of 32"):
+        start_from(model, first, path)
 
 
 def flags(tree, output, *argv):
@@ -341,13 +339,13 @@ def test_two_stages_from_a_trained_teacher(tree, tmp_path, monkeypatch, capsys):
     assert "no teacher: cross-entropy with labels, smoothed by 0.1" in capsys.readouterr().out
 
     starts = []
-    fit = engine.fit
+    fit = Trainer.fit
 
-    def noting_fit(step, *args, **kwargs):
-        starts.append({name: value.clone() for name, value in step.model.state_dict().items()})
-        return fit(step, *args, **kwargs)
+    def noting_fit(trainer, *args, **kwargs):
+        starts.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+        return fit(trainer, *args, **kwargs)
 
-    monkeypatch.setattr(engine, "fit", noting_fit)
+    monkeypatch.setattr(Trainer, "fit", noting_fit)
     teacher = tmp_path / "teacher" / "last.pt"
     train.main(flags(tree, tmp_path / "run", *short, "--variant", "d", "--teacher", teacher))
     stage1 = checkpoint.read(tmp_path / "run" / "stage1" / "last.pt")
@@ -418,7 +416,7 @@ def test_resuming_at_the_exact_sample(small_tree, tmp_path, monkeypatch, capsys)
 
 def test_the_latest_stage_is_resumed(small_tree, tmp_path, monkeypatch, capsys):
     short = [*TINY[:-2], "--epochs", 1, "--stage", "both", "--method", "bnn"]
-    monkeypatch.setattr(distributed.StopSignal, "received", True)
+    monkeypatch.setattr(StopSignal, "received", signal.SIGTERM)
     with pytest.raises(SystemExit):
         train.main(flags(small_tree, tmp_path / "run", *short))
     monkeypatch.undo()
@@ -440,7 +438,7 @@ def test_mistakes_are_one_line(small_tree, tmp_path, fails):
     )  # fmt: skip
     for changed, line in (
         (("--method", "xnor", "--stage", "1"), "use --method bnn"),
-        (("--teacher", "resnet34"), "tells 1000 classes apart, the data has 4"),
+        (("--teacher", "resnet34"), "has 1000 classes, the data have 4"),
         (("--teacher", "resnet34", "--teacher-weights", "none.pth"), "no checkpoint at none.pth"),
         (("--data-dir", tmp_path / "none"), "no folder"),
         (("--batch-size", "512"), "more than the 24 images"),

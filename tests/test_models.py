@@ -15,6 +15,14 @@ BITS = ((1, 1), (1, 32), (32, 1), (32, 32))
 LEGAL = [(method, *bits) for method in METHODS for bits in BITS if bits not in METHODS[method].refused]
 
 
+def without_gradient(model):
+    """Names of the parameters whose gradient is missing or zero; one hidden unit of SD-BNN's may rest on few images."""
+    hidden = ("squeeze.weight", "excite.weight")
+    return [
+        name for name, p in model.named_parameters() if p.grad is None or not (p.grad.any() or name.endswith(hidden))
+    ]
+
+
 @pytest.mark.parametrize(("method", "weight_bits", "activation_bits"), LEGAL)
 @pytest.mark.parametrize("arch", ARCHS[CIFAR])
 def test_every_parameter_of_every_cifar_network_gets_a_gradient(arch, method, weight_bits, activation_bits):
@@ -24,7 +32,7 @@ def test_every_parameter_of_every_cifar_network_gets_a_gradient(arch, method, we
     logits = model(images)
     assert logits.shape == (2, 10)
     logits.square().sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert without_gradient(model) == []
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -36,7 +44,7 @@ def test_every_parameter_of_every_imagenet_network_gets_a_gradient(method, weigh
     logits = model(torch.randn(2, 3, 64, 64))
     assert logits.shape == (2, 1000)
     logits.square().sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert without_gradient(model) == []
 
 
 @pytest.mark.parametrize("arch", ARCHS[CIFAR])

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from models import build_model
 from utils import checkpoint, released
 from utils.checkpoint import load_model
+from utils.checkpoint.ours import FORMAT, VERSION
 from utils.command import RunError
 
 LAYOUTS = json.loads((Path(__file__).parent / "data" / "released_layouts.json").read_text())
@@ -198,7 +199,7 @@ def test_every_tensor_comes_back_bit_for_bit(name):
     state = fill(name)
     payload = released.convert(state, "released.pth", *bits(name))
     checkpoint.build_network(payload["network"], payload["model"], "released.pth")
-    ours = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, **payload}
+    ours = {"format": FORMAT, "version": VERSION, **payload}
     back = released.export(ours, "ours.pt", name)
     assert back.keys() == state.keys()
     assert all(same_bits(back[key], state[key]) for key in state)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from models import build_model
 from modules.conv import BinaryConv2d
-from modules.restriction import IResLoss, PlainLoss, attention_map, attention_mask
+from modules.restriction import IResLoss, PlainLoss, ThriftyIResLoss, attention_map, attention_mask
 from utils.training.losses import cross_entropy
 
 
@@ -133,25 +133,15 @@ def test_both_passes_reach_the_weights():
         assert all(p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-class TwoPasses(IResLoss):
-    """IResLoss that computes both passes, whatever the mask is, each with weights that it binarizes itself."""
-
-    def forward(self, images, targets):
-        maps = self.model.features(images)
-        loss = self.criterion(self.model.classify(maps), targets)
-        mask = attention_mask(maps[-1], images.shape[2:], self.lam)
-        return self.mu * loss + (1 - self.mu) * self.criterion(self.model(images * mask), targets), None, {}
-
-
 @pytest.mark.parametrize("lam", [0.0, 1.0])
 @pytest.mark.parametrize("method", ["bireal", "sdbnn"])
-def test_a_step_is_what_two_whole_passes_are(lam, method):
+def test_a_thrifty_step_is_what_two_whole_passes_are(lam, method):
     torch.manual_seed(0)
     images, labels = torch.randn(8, 3, 32, 32, dtype=torch.double), torch.arange(8)
     models = [build_model("resnet20", method=method, recovery="cirec").double() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     passes = []
-    for model, wrapper in zip(models, (IResLoss, TwoPasses)):
+    for model, wrapper in zip(models, (ThriftyIResLoss, IResLoss)):
         model.stages[2].register_forward_hook(lambda *_: passes.append(1))
         loss, _, _ = wrapper(model, cross_entropy, lam=lam, mu=0.3)(images, labels)
         loss.backward()
@@ -164,7 +154,7 @@ def test_a_step_is_what_two_whole_passes_are(lam, method):
 
 def test_a_failing_step_holds_no_weights():
     model = build_model("resnet20", weight_bits=32)
-    step = IResLoss(model, cross_entropy)
+    step = ThriftyIResLoss(model, cross_entropy)
     before = set(model.state_dict())
     with pytest.raises(RuntimeError):
         step(torch.randn(4, 1, 32, 32), torch.arange(4))
@@ -177,7 +167,7 @@ def test_statistics_that_are_no_exponential_averages_take_both_passes():
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
-    IResLoss(model, cross_entropy, lam=0.0)(torch.randn(4, 3, 32, 32), torch.arange(4))
+    ThriftyIResLoss(model, cross_entropy, lam=0.0)(torch.randn(4, 3, 32, 32), torch.arange(4))
     assert model.bn1.num_batches_tracked == 2
 
 
@@ -187,7 +177,7 @@ def test_weights_are_binarized_once_in_a_step():
     calls = []
     for conv in convs:
         conv.weight_binarizer.register_forward_hook(lambda *_: calls.append(1))
-    step = IResLoss(model, cross_entropy, lam=1.0)
+    step = ThriftyIResLoss(model, cross_entropy, lam=1.0)
     step(torch.randn(4, 3, 32, 32), torch.arange(4))
     assert len(calls) == len(convs) == 18
     model(torch.randn(4, 3, 32, 32))

@@ -12,25 +12,22 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from cifar import data
-from cifar.data import MEAN, STD
 from models import family_of
 from models.methods import IMAGENET
 from modules.restriction import VARIANTS, attention_map, attention_mask
-from utils.checkpoint import add_bits_flags, network_text, open_model
-from utils.command import Parser, RunError, UsageError, command, fraction, non_negative_int
+from utils import images as image_files
+from utils.checkpoint import network_text, open_model
+from utils.command import Parser, UsageError, command, fraction, non_negative_int
+from utils.files import output_path, replacing
+from utils.images import MEAN, STD
+from utils.training.flags import add_bits_flags
 
 
 def read_image(path, size):
     """An image file as float32 (3, size, size) in [0, 1]: scaled to cover the square, centre cropped."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise RunError(f"{path} has more than 8 bits per channel: convert it to 8")
-            image = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    except FileNotFoundError:
-        raise UsageError(f"no image {path}") from None
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise RunError(f"{path} is not an image that can be read ({type(error).__name__})") from None
+    if not Path(path).exists():
+        raise UsageError(f"no image {path}")
+    image = ImageOps.fit(image_files.read_image(path), (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
 
 
@@ -71,8 +68,8 @@ def pictures_of(args):
     return pictures
 
 
-def draw(networks, pictures, output, lam, variant):
-    """Write the figure: a row per image and network; input, maps from stem to last stage, input under the mask.
+def figure_of(networks, pictures, lam, variant):
+    """The figure: a row per image and network; input, maps from stem to last stage, input under the mask.
 
     networks: [(name, model, image size)]; pictures: as `pictures_of` gives them.
     """
@@ -102,8 +99,7 @@ def draw(networks, pictures, output, lam, variant):
             line[1 + i].set_title("stem" if i == 0 else f"stage {i}" if i < len(maps) - 1 else "last", fontsize=7)
         line[-1].imshow(image * mask.numpy()[:, :, None])
         line[-1].set_title(f"IRes: {1 - mask.mean().item():.0%} masked", fontsize=7)
-    figure.savefig(output, dpi=90)
-    pyplot.close(figure)
+    return figure
 
 
 def build_parser():
@@ -125,7 +121,7 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     if not args.checkpoint or not (args.images or args.pick):
         raise UsageError("--checkpoint PATH ... and --images FILE ..., or --pick N ..., are needed")
-    output = Path(args.output)
+    output = output_path(args.output, force=True)
     if output.suffix not in (".png", ".pdf", ".svg"):
         raise UsageError(f"--output {output}: name a .png, .pdf or .svg file")
     if output.resolve() in {Path(file).resolve() for file in (*args.checkpoint, *args.images)}:
@@ -140,7 +136,9 @@ def main(argv=None):
         networks.append((name, model, size))
         print(f"{path}: {network_text(network)}")
     pictures = pictures_of(args)
-    draw(networks, pictures, output, args.lam, args.ires_variant)
+    figure = figure_of(networks, pictures, args.lam, args.ires_variant)
+    with replacing(output) as temporary:
+        figure.savefig(temporary, dpi=90, format=output.suffix[1:])
     print(f"{args.output}: {len(pictures)} images, {len(networks)} networks")
 
 

@@ -1,9 +1,17 @@
 """How a command ends: one clear line on standard error and an exit status, never a traceback for a user's mistake."""
 
 import argparse
+import contextlib
 import functools
+import os
+import platform
 import re
 import sys
+from pathlib import Path
+
+CLOSED_PIPE = 141
+"""Exit status of a command whose output nobody reads any more: 128 + SIGPIPE, as of other programs."""
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory", re.IGNORECASE)
 
 
 class UsageError(Exception):
@@ -14,27 +22,46 @@ class RunError(Exception):
     """A run, or a file that it needs, failed; the command exits with status 1."""
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):
+        """With the default, unless there is none, or the help says it in words."""
+        if action.default in (None, []) or "default:" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with errors of one line and defaults in the help."""
 
     def __init__(self, **kwargs):
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **kwargs)
 
     def error(self, message):
         self.exit(2, f"error: {message} (see python -m {self.prog} --help)\n")
 
 
 def command(main):
-    """Decorates `main(argv=None)`: turns UsageError, RunError and OSError into one line and an exit status."""
+    """Decorates `main(argv=None)`: turns UsageError, RunError and OSError into one line and an exit status.
+
+    What the output's encoding cannot write is escaped; a reader of the output that goes away ends the command quietly.
+    """
 
     @functools.wraps(main)
     def wrapped(argv=None):
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # else there is none, or it is a test's
+                stream.reconfigure(errors="backslashreplace")
         try:
-            return main(argv)
+            try:
+                return main(argv)
+            finally:
+                _flush()  # while an error can still be answered
         except (UsageError, RunError, OSError) as error:
+            if _output_is_lost() and isinstance(error, BrokenPipeError):
+                raise SystemExit(CLOSED_PIPE) from None
             return _fail(error, status_of(error))
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
+            if not is_out_of_memory(error):
                 raise
             return _fail("out of memory: give a smaller --batch-size", 1)
         except KeyboardInterrupt:
@@ -43,14 +70,44 @@ def command(main):
     return wrapped
 
 
+def is_out_of_memory(error):
+    """Whether Python, NumPy or torch, on the CPU or on a GPU, raised `error` for want of memory."""
+    return isinstance(error, MemoryError) or bool(isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)))
+
+
+def _flush():
+    if sys.stdout is not None and not sys.stdout.closed:
+        sys.stdout.flush()
+
+
+def _output_is_lost():
+    """Whether standard output has no reader, or no room; then the interpreter's end must not try it again."""
+    try:
+        _flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # not a file of the system's: nothing to keep quiet
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def status_of(error):
     """The exit status of a command that ends with `error`."""
     return 2 if isinstance(error, UsageError) else 1
 
 
 def _fail(error, status):
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    line = " ".join(str(error).split()).encode(errors="backslashreplace").decode()  # a file may hold half a character
+    print("error:", line, file=sys.stderr)
     raise SystemExit(status)
+
+
+def cpu_name():
+    """The processor's name, or what Python knows of it."""
+    try:
+        return re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError):  # not Linux, or it does not say
+        return platform.processor() or platform.machine()
 
 
 def positive_int(text):
@@ -67,6 +124,37 @@ def non_negative_int(text):
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be 0 or more, not {value}")
     return value
+
+
+def bounded_int(low, high):
+    """An argparse type: an integer in [low, high]."""
+
+    def parse(text):
+        value = int(text)
+        if not low <= value <= high:
+            bound = f"{low} or more" if value < low else f"{high:,} or less"
+            raise argparse.ArgumentTypeError(f"must be {bound}, not {text.strip()[:30]}")
+        return value
+
+    parse.__name__ = "int"
+    return parse
+
+
+side = bounded_int(1, 16_384)
+"""argparse type: a side of square images, in pixels."""
+threads = bounded_int(1, 4096)
+"""argparse type: threads or processes of one machine."""
+
+
+def image_size(text):
+    """argparse type: N for images of NxN pixels, or HxW, which gives (H, W)."""
+    height, cross, width = text.lower().partition("x")
+    return (side(height), side(width)) if cross else side(text)
+
+
+def height_width(size):
+    """(H, W) of an image size: N, or a pair."""
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def positive_float(text):
@@ -111,4 +199,5 @@ def fraction(text):
 
 for _type, _name in ((positive_int, "int"), (non_negative_int, "int"), (seed, "int"), (positive_float, "float")):
     _type.__name__ = _name  # what argparse calls the type in "invalid int value: 'x'"
+image_size.__name__ = "size"
 non_negative_float.__name__ = fraction.__name__ = ede_t.__name__ = "float"

@@ -15,7 +15,7 @@ import shlex
 from pathlib import Path
 
 from utils.command import Parser, RunError, command
-from utils.training.run import write_atomic
+from utils.files import write_text
 
 BLOCK = re.compile(
     r"^(<!-- python -m (utils\.[\w.]+)( [^\n]*?)? -->\n)(?:(?!<!-- python -m ).)*?^(<!-- end -->)$",
@@ -77,7 +77,7 @@ def main(argv=None):
         elif args.check:
             raise RunError(f"{path} is not what its commands print: python -m utils.refresh {path}")
         else:
-            write_atomic(path, new)
+            write_text(path, new)
             print(f"{path}: refreshed")
 
 

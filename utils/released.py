@@ -14,8 +14,11 @@ import torch
 
 from models import VARIANTS, build_model
 from models.vgg import VGGSmall
-from utils import checkpoint
+from utils.checkpoint import files, ours
+from utils.checkpoint.network import Contents, bits_text, build_network, dtype_of, few, network_text
 from utils.command import Parser, RunError, UsageError, command
+from utils.files import output_path
+from utils.training.flags import add_bits_flags
 
 COUNTER = "num_batches_tracked"  # of BatchNorm: PyTorch 0.4's first files have none, and inference needs none
 
@@ -47,7 +50,7 @@ class Release:
 
     @property
     def full_title(self):
-        return f"{self.title} with {checkpoint.bits_text(self.network)}"
+        return f"{self.title} with {bits_text(self.network)}"
 
     def their_key(self, key):
         """The released name of our `key`."""
@@ -257,9 +260,9 @@ def recognise(state, path):
             f"{path} is of no known release: of its {len(state)} tensors {len(unknown)} are unknown even to the "
             f"nearest, {title}, which misses {len(missing)} ({', '.join([*missing, *shapes][:3])}, ...)"
         )
-    problems = ["missing " + ", ".join(missing)] if missing else []
-    problems += ["unknown " + ", ".join(unknown)] if unknown else []
-    raise RunError(f"{path} looks like {title}, but: {'; '.join(problems + shapes)}")
+    problems = ["missing " + few(missing)] if missing else []
+    problems += ["unknown " + few(unknown)] if unknown else []
+    raise RunError(f"{path} looks like {title}, but: {'; '.join(problems + ([few(shapes)] if shapes else []))}")
 
 
 def _flags(release):
@@ -308,6 +311,17 @@ def convert(state, path, weight_bits=None, activation_bits=None):
     }
 
 
+def contents(payload, path, weight_bits=None, activation_bits=None):
+    """The Contents of what `utils.checkpoint.read` gave of a released file. Raises RunError as `convert` does."""
+    state = state_of(payload, path)
+    converted = convert(state, path, weight_bits, activation_bits)
+    name, unused = converted["released"]["name"], tuple(converted["released"]["unused"])
+    return Contents(
+        str(path), converted["network"], converted["model"],
+        release=RELEASES[name].title, layout=name, unused=unused, tensors=len(state),
+    )  # fmt: skip
+
+
 def _default(key, shape, dtype):
     """What a released network starts with where it never uses the tensor."""
     if key.endswith(COUNTER):
@@ -322,15 +336,15 @@ def export(payload, path, name):
     """
     if name not in RELEASES:
         raise UsageError(f"no layout {name!r}; known: {', '.join(RELEASES)}")
-    checkpoint.network_of(payload, path)
+    ours.network_of(payload, path)
     state, release = payload["model"], RELEASES[name]
     num_classes = state["fc.weight"].shape[0]
     network = {**release.network, "num_classes": num_classes}
     with torch.device("meta"):
         same = str(build_model(**payload["network"])) == str(build_model(**network))
     if not same:
-        ours, theirs = checkpoint.network_text(payload["network"]), checkpoint.network_text(network)
-        raise RunError(f"{path} does not fit the layout {name}: it holds {ours}; the layout holds {theirs}")
+        own, wanted = network_text(payload["network"]), network_text(network)
+        raise RunError(f"{path} does not fit the layout {name}: it holds {own}; the layout holds {wanted}")
     kept = payload.get("released", {})
     kept = kept if kept.get("name") == name else {}
     exported = {}
@@ -355,10 +369,10 @@ def inspect(path):
     "networks" has one entry per network that the file may hold; several mean that the bits must be said.
     Raises RunError if it is neither a checkpoint of ours nor of a known release.
     """
-    payload = checkpoint.read(path)
-    if checkpoint.is_ours(payload):
-        model = checkpoint.network_of(payload, path)
-        networks = [{"layout": None, "title": checkpoint.network_text(payload["network"]), **payload["network"]}]
+    payload = files.read(path)
+    if ours.is_ours(payload):
+        model = ours.network_of(payload, path)
+        networks = [{"layout": None, "title": network_text(payload["network"]), **payload["network"]}]
         state, unused, kind, classes = payload["model"], [], "ours", model.fc.out_features
     else:
         state = state_of(payload, path)
@@ -373,7 +387,7 @@ def inspect(path):
         "networks": networks,
         "tensors": len(state),
         "unused": unused,
-        "dtype": str(checkpoint.dtype_of(state)).removeprefix("torch."),
+        "dtype": str(dtype_of(state)).removeprefix("torch."),
         "classes": classes,
     }
 
@@ -399,7 +413,7 @@ def build_parser():
     sub = commands.add_parser("convert", help="a released file to our format")
     sub.add_argument("path")
     sub.add_argument("out")
-    checkpoint.add_bits_flags(sub)
+    add_bits_flags(sub)
     sub.add_argument("--force", action="store_true", help="replace OUT if it exists")
     sub = commands.add_parser("export", help="a checkpoint of ours to a released layout, for the released code")
     sub.add_argument("path")
@@ -419,22 +433,22 @@ def main(argv=None):
         if args.json:
             print(json.dumps(found))
         return
-    out = checkpoint.output_path(args.out, args.force)
-    payload = checkpoint.read(args.path)
+    out = output_path(args.out, args.force)
+    payload = files.read(args.path)
     if args.command == "convert":
-        if checkpoint.is_ours(payload):
+        if ours.is_ours(payload):
             raise RunError(f"{args.path} is a checkpoint of ours already")
         payload = convert(state_of(payload, args.path), args.path, args.weight_bits, args.activation_bits)
-        checkpoint.build_network(payload["network"], payload["model"], args.path)
-        checkpoint.save(out, payload)
+        build_network(payload["network"], payload["model"], args.path)
+        ours.save(out, payload)
         print(f"{out}: {RELEASES[payload['released']['name']].full_title}, {len(payload['model'])} tensors")
         return
-    if not checkpoint.is_ours(payload):
+    if not ours.is_ours(payload):
         raise RunError(f"{args.path} is not a checkpoint of ours: convert it first")
     state = export(payload, args.path, args.layout)
     prefix = "module." if args.data_parallel else ""
     # The released code runs on PyTorch 0.4 to 1.3, which reads the old file format alone.
-    checkpoint.write(out, {"state_dict": {prefix + key: value for key, value in state.items()}}, legacy=True)
+    files.write(out, {"state_dict": {prefix + key: value for key, value in state.items()}}, legacy=True)
     print(f"{out}: {RELEASES[args.layout].full_title}, {len(state)} tensors in the layout {args.layout}")
 
 

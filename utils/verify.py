@@ -11,7 +11,7 @@ from utils.checkpoint import open_model
 from utils.command import Parser, RunError, UsageError, command
 from utils.tables.markdown import markdown_table
 from utils.tables.results import collect
-from utils.training import engine
+from utils.training import metrics, runtime
 from utils.training.losses import cross_entropy
 
 SUFFIXES = (".packed", ".pt")
@@ -48,9 +48,9 @@ def test_images(dataset, size, data_dir):
 def top1(path, images):
     """Accuracy in % of a checkpoint over an ImageSet. Raises RunError if it does not fit."""
     model, _ = open_model(path)
-    float32 = engine.Precision(engine.choose_device("cpu"), None)
+    float32 = runtime.Precision(runtime.choose_device("cpu"), None)
     try:
-        tested = engine.evaluate(model, data.Batches(images, 500), len(images), cross_entropy, float32)
+        tested = metrics.evaluate(model, data.Batches(images, 500), len(images), cross_entropy, float32)
     except (RuntimeError, IndexError) as error:
         raise RunError(f"{path} does not fit the images or their classes: {error}") from None
     return tested["top1"]

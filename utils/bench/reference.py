@@ -76,15 +76,15 @@ def pil_loader(dataset, data_dir, batch_size, workers, image_size=32):
     if dataset == "folder":
         images = ImageFolder(Path(data_dir) / "train", transform)
     else:
-        (held,) = data.load(dataset, data_dir, splits=("train",))
-        pixels = held.images.permute(0, 2, 3, 1).numpy()
+        (train_set,) = data.load(dataset, data_dir, splits=("train",))
+        pixels = train_set.images.permute(0, 2, 3, 1).numpy()
 
         class InMemory(Dataset):
             def __len__(self):
                 return len(pixels)
 
             def __getitem__(self, i):
-                return transform(Image.fromarray(pixels[i])), held.labels[i].item()
+                return transform(Image.fromarray(pixels[i])), train_set.labels[i].item()
 
         images = InMemory()
     return DataLoader(images, min(batch_size, len(images)), shuffle=True, num_workers=workers, drop_last=True)

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from utils.bench.__main__ import CONTENDERS
+from utils.bench.step import CONTENDERS
 from utils.command import Parser, RunError, command
-from utils.tables.__main__ import markdown_table
+from utils.tables.markdown import markdown_table
 
 RATIOS = (
     ("step", "reference"),
@@ -30,8 +30,8 @@ def read(path):
 
 
 def machine_of(result):
-    held = result["versions"]
-    return f"{held['device']}, torch {held['torch']}"
+    stored = result["versions"]
+    return f"{stored['device']}, torch {stored['torch']}"
 
 
 def network_of(result):
@@ -52,9 +52,9 @@ def training_table(results):
 def ratio_table(results):
     rows = []
     for result in results:
-        rates, held = result["images_per_s"], result["backward_bytes"]
+        rates, stored = result["images_per_s"], result["backward_bytes"]
         twice = "two_passes" if "two_passes" in rates else "step"
-        memory = " / ".join(f"{held[name] / held['reference']:.2f}" for name in dict.fromkeys(("step", twice)))
+        memory = " / ".join(f"{stored[name] / stored['reference']:.2f}" for name in dict.fromkeys(("step", twice)))
         floor = rates[twice] / result["floor"]["images_per_s"]
         ratios = [f"{rates[ours] / rates[other]:.2f}" if ours in rates else "-" for ours, other in RATIOS]
         masked, seconds = f"{result['masked_fraction']:.1%}", f"{CIFAR_IMAGES / rates['step']:.1f}"

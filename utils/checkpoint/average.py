@@ -2,8 +2,8 @@
 
 import torch
 
-from models import CIFAR, family_of
-from utils.checkpoint import build_network, dtype_of, network_of, network_text, read_ours
+from utils.checkpoint.network import build_network, dtype_of, network_text
+from utils.checkpoint.ours import network_of, read_ours
 from utils.command import RunError
 
 
@@ -32,23 +32,3 @@ def average(paths, batches, device="cpu"):
     torch.optim.swa_utils.update_bn(batches, model.train(), device)
     state = {key: value.cpu() for key, value in model.state_dict().items()}
     return {"network": network, "model": state, "averaged": [str(path) for path in paths]}
-
-
-def average_on_training_images(paths, dataset, data_dir, image_size, batch_size, seed, device):
-    """`average` on one epoch of a small-image data set's augmented training images, as training sees them."""
-    from cifar import data
-    from utils.training.engine import choose_device
-
-    device = choose_device(device)
-    payload = read_ours(paths[0])
-    model = network_of(payload, paths[0])
-    if family_of(payload["network"].get("dataset")) != CIFAR:
-        raise RunError(f"{paths[0]} holds a network for ImageNet, and {dataset} has small images")
-    (train,) = data.load(dataset, data_dir, image_size=image_size, splits=("train",))
-    if model.fc.out_features != len(train.classes):
-        raise RunError(f"{paths[0]} tells {model.fc.out_features} classes apart, {dataset} has {len(train.classes)}")
-    batches = data.Batches(train, batch_size, device, train=True, seed=seed, dtype=dtype_of(payload["model"]))
-    try:
-        return average(paths, batches.epoch(0), device)
-    except (RuntimeError, IndexError) as error:
-        raise RunError(f"{paths[0]} does not fit {dataset}'s images: {error}") from None

@@ -1,39 +1,27 @@
 """Packed files: a network for 1-bit inference in one safetensors file, read without running code, whole or not at all.
 
-The metadata hold the format's name and version, build_model's arguments, the images that the network expects, and a
-SHA-256 of the whole file, computed with the digest's own 64 characters as zeros. The tensors are those of
+The metadata hold the format's name and version, build_model's arguments, what is known of the images, and a SHA-256 of
+the whole file, computed with the digest's own 64 characters as zeros. The tensors are those of
 `models.inference.pack_network`: bits of binary weights as uint64 words along the input channels (C_out, k, k, words),
 the rest float32, or float16 where --half was given, for weights of full-precision layers alone.
 """
 
 import hashlib
 import json
-import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from cifar.data import MEAN, STD
-from models import build_model, family_of
+from models import build_model
 from models.inference import pack_network
-from utils.checkpoint import load_state
+from utils.checkpoint.network import Contents, check_data, empty_network, load_state
 from utils.command import RunError
+from utils.files import replacing
 
 FORMAT = "ir2net-packed"
 VERSION = 1
 DIGEST = "sha256"
 _BLANK = "0" * 64
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A packed file's content: the network in evaluation mode, build_model's arguments, the preprocessing."""
-
-    model: nn.Module
-    network: dict
-    preprocessing: dict
 
 
 def _safetensors():
@@ -44,12 +32,8 @@ def _safetensors():
     return safetensors.torch
 
 
-def preprocessing_of(network):
-    """What an image must be before the network sees it: size in pixels, mean and std of RGB in [0, 1]."""
-    sizes = {"image_size": network.get("image_size", 32)}
-    if family_of(network.get("dataset", "cifar10")) == "imagenet":
-        sizes = {"resize": 256, "image_size": 224}
-    return {**sizes, "mean": MEAN, "std": STD}
+KEPT = ("dataset", "classes", "image_size")
+"""What a packed file keeps of its checkpoint's data."""
 
 
 def is_half(key):
@@ -57,8 +41,8 @@ def is_half(key):
     return key.endswith(".weight")
 
 
-def packed_content(model, network, half=False):
-    """The bytes of the packed file of `model`, a network of build_model(**network).
+def packed_content(model, network, data=None, half=False):
+    """The bytes of the packed file of `model`, a network of build_model(**network); data: what is known of its images.
 
     Raises RunError if the network has no 1-bit weights.
     """
@@ -72,23 +56,18 @@ def packed_content(model, network, half=False):
         "format": FORMAT,
         "version": str(VERSION),
         "network": json.dumps({key: value for key, value in network.items() if value is not None}),
-        "preprocessing": json.dumps(preprocessing_of(network)),
+        "data": json.dumps({name: data[name] for name in KEPT if name in (data or {})}),
         DIGEST: _BLANK,
     }
     content = safetensors.save({key: value.contiguous() for key, value in state.items()}, metadata)
     return content.replace(_BLANK.encode(), hashlib.sha256(content).hexdigest().encode(), 1)
 
 
-def write_packed(path, model, network, half=False):
+def write_packed(path, model, network, data=None, half=False):
     """Write `packed_content` to `path`, whole or not at all."""
-    content = packed_content(model, network, half)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    content = packed_content(model, network, data, half)
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def is_packed(path):
@@ -107,7 +86,7 @@ def _metadata(content, path):
         metadata = json.loads(content[8 : 8 + length])["__metadata__"]
         named = metadata["format"] == FORMAT
         version = int(metadata["version"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except Exception:  # whatever a file may hold
         raise RunError(f"{path} is no packed network, or is damaged") from None
     if not named:
         raise RunError(f"{path} is not a packed network")
@@ -117,9 +96,9 @@ def _metadata(content, path):
 
 
 def read_packed(path):
-    """The content of a packed file, a Packed.
+    """The Contents of a packed file.
 
-    Raises RunError in one line if it is missing, damaged in a single bit, truncated, of a newer version, or not a
+    Raises RunError in one line if it is missing, damaged in a single bit, truncated, of another version, or not a
     packed network.
     """
     safetensors = _safetensors()
@@ -128,26 +107,37 @@ def read_packed(path):
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from None
     metadata = _metadata(content, path)
-    digest = str(metadata.get(DIGEST)).encode()
+    digest = str(metadata.get(DIGEST)).encode("utf-8", "replace")
     blank = content.replace(digest, _BLANK.encode(), 1) if len(digest) == len(_BLANK) else b""
     if hashlib.sha256(blank).hexdigest().encode() != digest:
         raise RunError(f"{path} is damaged: its checksum does not match its content")
     try:
-        network, preprocessing = json.loads(metadata["network"]), json.loads(metadata["preprocessing"])
-        model = pack_network(build_model(**network))
+        network = json.loads(metadata["network"])
+        data = json.loads(metadata.get("data", "{}"))  # files of before have none
         state = safetensors.load(content)
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except Exception as error:  # whatever a file may hold
+        raise RunError(f"{path} does not describe a packed network: {type(error).__name__}: {error}") from None
+    if not isinstance(network, dict):
+        raise RunError(f"{path} does not describe a packed network: it has no table of build_model's arguments")
+    check_data(data, path)
+    return Contents(str(path), network, state, data, packed=True, tensors=len(state))
+
+
+def build_packed(network, state, path):
+    """The packed network of build_model(**network), in evaluation mode, with the tensors of `state`.
+
+    Raises RunError if there is no such network, or `state` differs from it in anything.
+    """
+    empty_network(network, path)  # before a file may ask for any amount of memory
+    try:
+        model = pack_network(build_model(**network))
+    except (ValueError, RuntimeError) as error:
         raise RunError(f"{path} does not describe a packed network: {error}") from None
     own = model.state_dict()
+    widened = {}
     for key, value in state.items():
-        widened = value.float() if value.dtype == torch.float16 and is_half(key) else value
-        if key in own and widened.dtype != own[key].dtype:
+        widened[key] = value.float() if value.dtype == torch.float16 and is_half(key) else value
+        if key in own and widened[key].dtype != own[key].dtype:
             raise RunError(f"{path} does not fit the network: {key} has dtype {value.dtype}")
-        state[key] = widened
-    load_state(model, state, path)
-    return Packed(model.eval(), network, preprocessing)
-
-
-def load_packed(path):
-    """The network of a packed file, in evaluation mode: model(images (N, 3, H, W)) -> logits; see `read_packed`."""
-    return read_packed(path).model
+    load_state(model, widened, path)
+    return model.eval()

@@ -4,7 +4,6 @@ from utils.command import Parser, UsageError, command
 from utils.tables import table6
 from utils.tables.accuracy import accuracy_table
 from utils.tables.leaderboard import leaderboard
-from utils.tables.markdown import markdown_table  # noqa: F401 (utils.bench takes it from here)
 from utils.tables.paper import TABLES
 from utils.tables.plots import curves_table, plot_curves, plot_lambda
 from utils.tables.results import collect, of_data

@@ -43,7 +43,7 @@ def packed_bytes(result):
     try:
         network |= {"num_classes": len(data["classes"]), "image_size": data["image_size"][0]}
         with torch.random.fork_rng([]):  # whatever its weights are, the size is the same
-            return len(packed_content(build_model(**network), network))
+            return len(packed_content(build_model(**network), network, data))
     except (RunError, ValueError, TypeError, LookupError):
         return None
 

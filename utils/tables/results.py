@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from models import CIFAR_DEFAULTS, METHODS, family_of
-from models.methods import IMAGENET
+from models import describe_network
 from utils.command import RunError, UsageError
 from utils.training.run import ARGS, METRICS, SUMMARY
 
@@ -29,6 +28,8 @@ DEFAULTS = {
 }
 """The flags that make an experiment what it is, besides --arch, and what they are where they are not given."""
 
+LOSS = ("ires", "lam", "mu", "ires_variant")
+"""Those of them that are the loss's; the others are the network's."""
 
 OPTIMIZER = ("lr", "batch_size", "momentum", "weight_decay", "t_min", "image_size", "amp")
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -123,8 +124,7 @@ def _read(path, types):
 def _result(folder, path):
     args = {**DEFAULTS, **_read(path / ARGS, ARGS_TYPES)}
     summary = _read(path / SUMMARY, SUMMARY_TYPES)
-    if args["method"] not in METHODS:
-        raise ValueError(f"{ARGS} has the unknown method {args['method'][:40]!r}")
+    identity(args)  # it is a network at all
     return Result(str(path.relative_to(folder)), path, args, summary)
 
 
@@ -152,18 +152,11 @@ def of_data(results, name):
 
 
 def identity(flags):
-    """A key that is equal for the same network and loss, however its flags were written."""
+    """A key that is equal for the same network and loss, however its flags were written. Raises ValueError for flags
+    of no network."""
     flags = {**DEFAULTS, **{k: v for k, v in flags.items() if v is not None}}
-    family = family_of(flags["dataset"])
-    network = METHODS[flags["method"]].network_for(family, flags["weight_bits"], flags["activation_bits"])
-    usual = network.get("structure") or CIFAR_DEFAULTS.get(flags["arch"], {}).get("structure", "bireal")
-    if family == IMAGENET:
-        usual = network.get("structure", "bireal")
-    recovery = flags["recovery"] or ("cirec" if flags["variant"] else "none")
-    loss = ("ires", flags["lam"], flags["mu"], flags["ires_variant"]) if flags["ires"] else ("plain",)
-    activation = flags["activation"] or network.get("act")
-    names = ("arch", "method", "weight_bits", "activation_bits", "ratio", "groups", "variant")
-    return (family, *(flags[name] for name in names), activation, flags["structure"] or usual, recovery, *loss)
+    network = describe_network(**{name: flags[name] for name in ("arch", *DEFAULTS) if name not in LOSS})
+    return network, tuple(flags[name] for name in LOSS) if flags["ires"] else ("plain",)
 
 
 def seeds_of(results, flags):

@@ -6,9 +6,7 @@ on a CPU by gloo.
 
 import contextlib
 import os
-import signal
 import sys
-import threading
 
 import torch
 import torch.distributed as dist
@@ -83,8 +81,8 @@ def _join():
 
 
 @contextlib.contextmanager
-def agreed():
-    """Set-up that all ranks do alike: if it fails on any, all end with the same status, and the error is told once.
+def fail_together():
+    """Set-up that all ranks do alike: if it fails on any, all end with the same status, and one prints the error.
 
     The block must hold no communication between ranks. Without this a rank that fails alone leaves the others waiting.
     """
@@ -120,13 +118,13 @@ def barrier():
     gather(None)
 
 
-def any_rank(*flags):
-    """For each flag, whether it is set on any rank: a tuple of bools, the same on all ranks."""
+def largest(*numbers):
+    """The largest of each integer over all ranks: a tuple, the same on all ranks."""
     if world_size() == 1:
-        return flags
-    values = torch.tensor(flags, dtype=torch.int32)
+        return numbers
+    values = torch.tensor(numbers, dtype=torch.int32)
     dist.all_reduce(values, dist.ReduceOp.MAX)
-    return tuple(bool(value) for value in values)
+    return tuple(values.tolist())
 
 
 def wrap(step, device):
@@ -153,25 +151,3 @@ def share_buffers(model):
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
-
-
-class StopSignal:
-    """Within the block SIGTERM does not end the process but sets `received`, for the loop to end when it is safe to."""
-
-    STATUS = 128 + signal.SIGTERM
-    """Exit status of a run that SIGTERM ended."""
-
-    received = False
-    _previous = None
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def _note(self, number, frame):
-        self.received = True
-
-    def __exit__(self, *exception):
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)

@@ -6,7 +6,7 @@ from models import METHODS, RECOVERIES, STRUCTURES, VARIANTS
 from modules.activations import ACTIVATIONS
 from modules.restriction import VARIANTS as IRES_VARIANTS
 from utils.command import ede_t, fraction, non_negative_float, positive_float, positive_int, seed
-from utils.training.engine import AMP
+from utils.training.runtime import AMP
 
 
 def groups_value(text):
@@ -41,7 +41,7 @@ def network_config(args, **extra):
 
 
 def add_training_flags(parser):
-    """Loss and optimizer. What is None here is filled by the recipe of the architecture and method."""
+    """Loss and optimizer, an argparse group. What is None is filled by the recipe of the architecture and method."""
     group = parser.add_argument_group("training (defaults: the recipe of the architecture and method)")
     group.add_argument("--ires", action=BooleanOptionalAction, default=False, help="information restriction")
     group.add_argument("--lam", type=fraction, default=0.15, help="IRes: mask below lam times the mean attention")
@@ -54,22 +54,54 @@ def add_training_flags(parser):
     group.add_argument("--weight-decay", type=non_negative_float)
     group.add_argument("--t-min", type=ede_t, help="EDE's t in the first epoch")
     group.add_argument("--seed", type=seed, default=0)
+    return group
+
+
+def runtime_flag(group, *names, kept=False, **options):
+    """A flag that changes how a run is computed, not what: it may differ when the run is resumed.
+
+    kept: a resumed run takes it over where it is not given.
+    """
+    group.add_argument(*names, **options).on_resume = "kept" if kept else "free"
+
+
+def resume_rule(action):
+    """What a resumed run does with a flag, an argparse action: "fixed", "kept" where it is not given, or "free"."""
+    return getattr(action, "on_resume", "fixed")
 
 
 def add_runtime_flags(parser):
     """Where and how to compute, and what to keep."""
     group = parser.add_argument_group("runtime")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    group.add_argument("--amp", choices=("auto", *AMP), default="auto", help="mixed precision")
-    group.add_argument("--compile", choices=("auto", "off", "on"), default="auto", help="torch.compile the step")
-    group.add_argument("--deterministic", action="store_true", help="the same bits in every run")
-    group.add_argument("--output-dir", metavar="DIR", default="runs/latest", help="the run's folder")
-    group.add_argument("--resume", nargs="?", const="", metavar="PATH", help="go on; default: --output-dir's last.pt")
-    group.add_argument(
-        "--checkpoint-minutes", type=positive_float, default=30.0, help="save last.pt within an epoch too, that often"
+    runtime_flag(group, "--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    runtime_flag(group, "--amp", kept=True, choices=("auto", *AMP), default="auto", help="mixed precision")
+    runtime_flag(
+        group, "--compile", kept=True, choices=("auto", "off", "on"), default="auto", help="torch.compile the step"
     )
-    group.add_argument("--print-freq", type=positive_int, default=50, help="steps between looks at the running loss")
-    group.add_argument("--no-progress", action="store_true", help="no progress bars")
+    group.add_argument("--deterministic", action="store_true", help="the same bits in every run")
+    runtime_flag(group, "--output-dir", metavar="DIR", default="runs/latest", help="the run's folder")
+    runtime_flag(group, "--resume", nargs="?", const="", metavar="PATH", help="go on; default: --output-dir's last.pt")
+    runtime_flag(
+        group,
+        "--checkpoint-minutes",
+        type=positive_float,
+        default=30.0,
+        help="save last.pt within an epoch too, that often",
+    )
+    runtime_flag(group, "--print-freq", type=positive_int, default=50, help="steps between looks at the running loss")
+    runtime_flag(group, "--no-progress", action="store_true", help="no progress bars")
+
+
+def add_bits_flags(parser):
+    """--weight-bits and --activation-bits, for a released file whose layout fits several networks."""
+    for name in ("weight", "activation"):
+        help = "for a released file that fits several networks"
+        parser.add_argument(f"--{name}-bits", type=int, choices=(1, 32), help=help)
+
+
+def flag_values(args):
+    """{name: value} of the flags, as a run keeps them: --resume is no part of it."""
+    return {name: value for name, value in vars(args).items() if name != "resume"}
 
 
 def given_flags(parser, argv):

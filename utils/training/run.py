@@ -1,58 +1,88 @@
 """A run's folder: args.json, metrics.csv, TensorBoard events, last.pt, best.pt, summary.json."""
 
-import contextlib
 import csv
+import fcntl
 import json
 import os
 import platform
-import re
 import subprocess
 from pathlib import Path
 
 import torch
 
-from utils import checkpoint
-from utils.command import RunError, UsageError
+from utils.checkpoint import save
+from utils.command import RunError, UsageError, cpu_name
+from utils.files import replacing, write_text
+from utils.training import distributed
 
 SUMMARY = "summary.json"
 ARGS = "args.json"
 METRICS = "metrics.csv"
 LAST = "last.pt"
 BEST = "best.pt"
-
-
-def write_atomic(path, text):
-    """Write text to a temporary name beside `path`, then rename it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+LOCK = ".lock"
 
 
 class Run:
-    """The folder of one run. A new run refuses a folder that already holds one; a resumed run continues in it."""
+    """The folder of one run, which no other process may train in meanwhile: use it in a `with` block.
 
-    def __init__(self, folder, resume=False):
+    folder: made if it is missing. A new run refuses a folder that already holds one; a resumed run continues in it.
+    command: the command line, kept in args.json. Raises UsageError for a folder that holds a run, or is in use;
+    RunError for one that cannot be written.
+    """
+
+    def __init__(self, folder, resume=False, command=None):
         if not str(folder):
             raise UsageError("--output-dir needs a folder")
         self.folder = Path(folder)
-        held = [name for name in (LAST, BEST, METRICS, SUMMARY) if (self.folder / name).exists()]
-        if held and not resume:
-            raise UsageError(f"{folder} already holds a run ({held[0]}): add --resume, or give another --output-dir")
+        self.command = command
+        self.rows = []
+        self._lock = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f".{os.getpid()}.probe"
-            probe.touch()
-            probe.unlink()
+            if distributed.is_main():
+                self._lock = self._locked()
         except OSError as error:
             raise RunError(f"cannot write to --output-dir {folder}: {error.strerror}") from None
-        self.rows = []
+        stored = [name for name in (LAST, BEST, METRICS, SUMMARY) if (self.folder / name).exists()]
+        if stored and not resume:
+            self.close()
+            raise UsageError(f"{folder} already holds a run ({stored[0]}): add --resume, or give another --output-dir")
+
+    def _locked(self):
+        """A file that this process holds the lock of: it goes with the process, however that ends."""
+        lock = open(self.folder / LOCK, "a+")  # noqa: SIM115  it stays open as long as the run
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip()
+            lock.close()
+            who = f"another process ({owner})" if owner else "another process"
+            raise UsageError(f"{who} is training in {self.folder}: wait for it, or stop it") from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} on {platform.node()}")
+        lock.flush()
+        return lock
+
+    def close(self):
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
 
     @property
     def last(self):
         return self.folder / LAST
 
     def save_args(self, args):
-        write_atomic(self.folder / ARGS, json.dumps(args, indent=2) + "\n")
+        """args: the flags, {name: value}."""
+        write_text(self.folder / ARGS, json.dumps({**args, "command": self.command}, indent=2) + "\n")
 
     def set_rows(self, rows):
         """Start metrics.csv from the rows that a checkpoint holds; what came after it is forgotten."""
@@ -68,43 +98,32 @@ class Run:
         if not self.rows:
             (self.folder / METRICS).unlink(missing_ok=True)
             return
-        temporary = self.folder / f".{METRICS}.tmp"
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.rows[0]), lineterminator="\n")
+        with replacing(self.folder / METRICS) as temporary, temporary.open("w", newline="") as file:
+            columns = dict.fromkeys(name for row in self.rows for name in row)
+            writer = csv.DictWriter(file, list(columns), lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(temporary, self.folder / METRICS)
 
-    def save_last(self, payload):
-        checkpoint.save(self.last, payload)
-
-    def save_best(self, payload):
-        checkpoint.save(self.folder / BEST, payload)
+    def save(self, name, checkpoint):
+        """Write a checkpoint, LAST or BEST."""
+        save(self.folder / name, checkpoint)
 
     def save_summary(self, summary):
-        write_atomic(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        write_text(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
 def versions(device):
     """What a result depends on besides the code: {name: version}; device: the torch.device that computed it."""
     import torchvision
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    cpu = f"{cpu_name()}, {torch.get_num_threads()} threads"
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "git_commit": git_commit(),
     }
-
-
-def cpu_name():
-    """The processor's name and the number of cores that this process may use."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, TypeError):  # not Linux, or it does not tell
-        name = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1]
-    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def git_commit():
@@ -117,6 +136,6 @@ def git_commit():
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

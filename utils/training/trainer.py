@@ -1,160 +1,289 @@
-"""What cifar.train and imagenet.train do alike: go on with a run, and take a run from its set-up to its summary."""
+"""The trainer that all data sets share: epochs of training and evaluation, and what a run keeps of them."""
 
-import math
-import shlex
-from pathlib import Path
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+from torch import nn
 
-from utils import checkpoint, complexity
+from modules.progress import set_progress, set_t_min, start_epoch
+from utils import complexity
+from utils.checkpoint import load_state
 from utils.command import RunError, UsageError
-from utils.training import distributed, engine
-from utils.training.flags import given_flags
-from utils.training.run import versions
-
-RUNTIME = {"device", "print_freq", "no_progress", "resume", "output_dir", "data_dir", "download", "compile"}
-RUNTIME |= {"workers", "skip_corrupt", "checkpoint_minutes", "auto_resume", "teacher_weights", "stage1_checkpoint"}
-"""Flags that may differ between a run and its resumption: they change how it is computed, not what."""
-REMEMBERED = {"data_dir", "compile", "teacher_weights", "skip_corrupt"}
-"""Those of them that a resumed run takes over where they are not given."""
-
-NEEDED = {"args", "data", "model", "rng", "rows", *checkpoint.TRAINING_STATE, *vars(engine.Progress())}
-"""What a checkpoint must hold for training to go on."""
-
-SCHEDULES = {
-    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    "linear": lambda done: 1 - done,
-    "step": lambda done: 0.1 ** sum(done >= at for at in (0.3, 0.6, 0.9)),
-}
-"""Name -> factor of the learning rate where a fraction `done` of the training lies behind."""
+from utils.training import distributed, runtime
+from utils.training.board import Board
+from utils.training.flags import flag_values
+from utils.training.losses import cross_entropy
+from utils.training.metrics import Meters, evaluate, progress_bar
+from utils.training.resume import check_optimizer, check_state
+from utils.training.run import BEST, LAST, Run, versions
+from utils.training.signals import StopSignal
 
 
-def schedule(optimizer, name, steps):
-    """Scheduler to be stepped after each of `steps` optimizer steps.
+@dataclass
+class Progress:
+    """How far a run is: epochs done, best top-1 so far (%), seconds of training and evaluation behind it.
 
-    At the start of every epoch the rate is that of the papers' schedules, which step once an epoch. In between it goes
-    on falling, so that a short training ends at a rate of nearly 0 too: after 500 epochs there is no difference, after
-    2 there is a large one.
+    Of the current epoch: the learning rate at its start, optimizer steps done, what its Meters hold, (count, sums).
     """
-    return LambdaLR(optimizer, lambda step: SCHEDULES[name](min(step / steps, 1)))
+
+    epoch: int = 0
+    best: float = -1.0
+    seconds: float = 0.0
+    lr: float = 0.0
+    step: int = 0
+    meters: tuple = (0, {})
 
 
-def resume_flags(parser, argv, args, path):
-    """Give `args` the flags of the run whose checkpoint is at `path`; returns what the checkpoint holds.
+@dataclass
+class Trainer:
+    """A training: what learns, by what, in which precision, and the run's folder.
 
-    Raises UsageError if a flag that stands in argv contradicts the run, RunError for no such checkpoint.
+    step: module that owns `model`: step(images, targets) -> loss, logits, metrics. scheduler: stepped after every
+    optimizer step. args: the run's flags. description: plain values that every checkpoint holds besides the training's
+    state: network (build_model's arguments), args, data, and the stage if there are several. teacher: function of
+    images, whose logits replace the labels as the step's targets.
+
+    Under torchrun all ranks call it alike, and rank 0 alone writes. After SIGTERM or Ctrl-C on any rank last.pt is
+    saved at the next step, and SystemExit is raised.
     """
-    payload = checkpoint.read(path)
-    if not checkpoint.is_ours(payload) or not payload.keys() >= NEEDED:
-        raise RunError(f"{path} is not a checkpoint that training can go on from")
-    if not payload["args"].keys() <= vars(args).keys():
-        raise UsageError(f"{path} is a checkpoint of another command than {parser.prog}")
-    given = given_flags(parser, argv)
-    for name, value in payload["args"].items():
-        if name in RUNTIME:
-            if name not in given and name in REMEMBERED:
-                setattr(args, name, value)
-        elif name in given and given[name] != value:
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(f"the run in {path} has {flag} {value}, not {given[name]}: leave {flag} out")
-        else:
-            setattr(args, name, value)
-    return payload
 
+    step: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    precision: runtime.Precision
+    run: Run
+    args: Namespace
+    description: dict
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None = None
+    progress: Progress = field(default_factory=Progress, init=False)
+    scaler: Any = field(init=False)
+    resumed: bool = field(default=False, init=False)
 
-def go_on_in(folder, parser, argv, args):
-    """A run goes on in its own folder: set --output-dir to it. Raises UsageError if argv names another."""
-    given = given_flags(parser, argv).get("output_dir")
-    if given is not None and Path(given).resolve() != Path(folder).resolve():
-        raise UsageError(f"a run goes on in its own folder, {folder}: leave --output-dir {given} out")
-    args.output_dir = str(folder)
+    def __post_init__(self):
+        self.model = self.step.model
+        self.model.to(self.precision.device)
+        self.step.to(memory_format=torch.channels_last)
+        self.scaler = self.precision.scaler()
+        self.accumulate = getattr(self.args, "accumulate", 1)
+        self.show_progress = not self.args.no_progress and distributed.is_main()
+        set_t_min(self.model, self.args.t_min)
 
+    # A run from its start to its summary -----------------------------------------------------------------------------
 
-def command_line(module, argv):
-    """The command that runs `module` with argv, as a shell takes it."""
-    return shlex.join(["python", "-m", module, *argv])
+    def resume(self, checkpoint):
+        """Take up the state that `checkpoint`, what a last.pt of this run holds, was saved in.
 
+        Raises UsageError if the run began with other images, RunError if the state does not fit.
+        """
+        if checkpoint["data"] != self.description["data"]:
+            raise UsageError(f"the images are not those that the run in {self.run.folder} began with: check --data-dir")
+        load_state(self.model, checkpoint["model"], self.run.last)
+        try:
+            check_optimizer(self.optimizer, checkpoint["optimizer"])
+            check_state(self.scheduler.state_dict(), checkpoint["scheduler"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.scheduler.load_state_dict(checkpoint["scheduler"])
+            if checkpoint["scaler"] and self.scaler.is_enabled():  # another --amp may have none
+                self.scaler.load_state_dict(checkpoint["scaler"])
+            runtime.set_rng_state(checkpoint["rng"])
+            self.progress = Progress(**{name: checkpoint[name] for name in vars(self.progress)})
+        except Exception as error:  # a damaged state can fail anywhere in them
+            raise RunError(f"{self.run.last} holds no state to go on from: {type(error).__name__}: {error}") from None
+        before = checkpoint["args"]["amp"]
+        if before != self.precision.amp and distributed.is_main():
+            print(f"precision: --amp {self.precision.amp} from here on, where the run began with {before}")
+        self.run.rows = checkpoint["rows"]
+        self.resumed = True
 
-def train(
-    args, step, train, test, optimizer, scheduler, precision, run, *,
-    payload, network, data, command, stage=None, asked=None, on_epoch=None, **options,
-):  # fmt: skip
-    """Train `step` as `args` say, from the start or from `payload`, a checkpoint of the run; write its summary.
+    def fit(self, train, test, on_epoch=None):
+        """Train until args.epochs are done, evaluating after each; write the run's summary.
 
-    network: build_model's arguments; data: what the run keeps of its data; command: its command line.
-    stage: one of several that a command trains; asked: its flags before the stage set any, for a resumption.
-    on_epoch(epoch, writer): called after every epoch, on every rank; writer is None on all but rank 0.
-    options: more for engine.fit.
-    """
-    main = distributed.is_main()
-    step.to(memory_format=torch.channels_last)
-    scaler = precision.scaler()
-    state = engine.Progress()
-    if payload is not None:
-        if payload["data"] != data:
-            raise UsageError(f"the images are not those that the run in {run.folder} began with: check --data-dir")
-        checkpoint.load_state(step.model, payload["model"], run.last)
-        optimizer.load_state_dict(payload["optimizer"])
-        scheduler.load_state_dict(payload["scheduler"])
-        scaler.load_state_dict(payload["scaler"])
-        engine.set_rng_state(payload["rng"])
-        state = engine.Progress(**{name: payload[name] for name in vars(state)})
-        run.rows = payload["rows"]
+        train, test: have `images_per_epoch`; train has `epoch(e, start)`, the batches of epoch e from optimizer step
+        `start` on; test iterates. on_epoch(epoch, board): called after every epoch, on every rank.
+        """
+        steps_left = (self.args.epochs - self.progress.epoch) * len(train) - self.progress.step
+        compiled, reason = runtime.choose_compile(self.args.compile, self.precision.device, steps_left)
+        if compiled:
+            runtime.compile_step(self.step, self.precision.device, self.accumulate)
+        counts = self._announce(f"{'compiled' if compiled else 'not compiled'} ({reason})", len(train))
+        self.parallel_step = distributed.wrap(self.step, self.precision.device)
+        self.counted = self.saved = time.monotonic()
+        with StopSignal() as self.stop, Board(self.run.folder, self.progress.epoch + 1) as board:
+            if (self.progress.epoch, self.progress.step) == (0, 0):
+                self.save(LAST)
+            for epoch in range(self.progress.epoch, self.args.epochs):
+                followed = set_progress(self.model, epoch / self.args.epochs)
+                trained, images_per_s = self.train_epoch(epoch, train)
+                tested = self.evaluate(epoch, test)
+                row = self._finish_epoch(trained, tested, followed)
+                if distributed.is_main():
+                    self._print_row(row, images_per_s)
+                board.add_row(row, images_per_s)
+                if on_epoch:
+                    on_epoch(epoch, board)
+                self._stop_if_asked()
+        if distributed.is_main():
+            self._summarise(counts)
 
-    flags, asked = ({name: value for name, value in vars(a).items() if name != "resume"} for a in (args, asked or args))
-    compiled, reason = engine.choose_compile(
-        args.compile, precision.device, (args.epochs - state.epoch) * len(train) - state.step
-    )
-    if compiled:
-        engine.compile_step(step, precision.device, options.get("accumulate", 1))
-    writer = None
-    if main:
-        size = data["image_size"]
-        line, counts = complexity.of_run(step.model, size if isinstance(size, int) else tuple(size))
+    # An epoch --------------------------------------------------------------------------------------------------------
+
+    def train_epoch(self, epoch, train):
+        """Train on what is left of an epoch: ({name: mean over all its images}, images/s).
+
+        Raises RunError if the loss is not finite: what was saved before stays as it is.
+        """
+        title, start = self._title(epoch), time.perf_counter()
+        if self.progress.step == 0:
+            self.progress.lr = self.scheduler.get_last_lr()[0]
+            start_epoch(self.model)  # on several ranks the first forward pass brings rank 0's buffers to all
+        seen = self.progress.meters[0]
+        # A checkpoint holds the sums of all ranks: one rank takes them up.
+        meters = Meters(*self.progress.meters) if distributed.is_main() else Meters()
+        self.step.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with progress_bar(train.images_per_epoch, title, self.show_progress) as bar:
+            bar.update(meters.count)
+            for i, (images, labels) in enumerate(train.epoch(epoch, self.progress.step), start=1):
+                self._train_batch(images, labels, meters, last_part=i % self.accumulate == 0)
+                bar.update(len(labels) * distributed.world_size())
+                if i % self.accumulate == 0:
+                    self._after_step(meters, title)
+                if i % self.args.print_freq == 0:
+                    means = meters.finite_means(title)
+                    bar.set_postfix(loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1f}%")
+        meters = meters.over_ranks()
+        self.progress.meters = meters.state()
+        images_per_s = (train.images_per_epoch - seen) / (time.perf_counter() - start)
+        return meters.finite_means(title), images_per_s
+
+    def _train_batch(self, images, labels, meters, last_part):
+        """Forward and backward; after the last of `accumulate` parts the optimizer steps."""
+        # Ranks exchange gradients with the last part alone.
+        with distributed.no_sync(self.parallel_step, skip=not last_part):
+            with self.precision.autocast():
+                targets = labels if self.teacher is None else self.teacher(images)
+                loss, logits, metrics = self.parallel_step(images, targets)
+            self.scaler.scale(loss / self.accumulate).backward()
+        meters.update(logits, labels, loss=loss, **metrics)
+        if last_part:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _after_step(self, meters, title):
+        self.scheduler.step()
+        self.progress.step += 1
+        due = time.monotonic() - self.saved >= 60 * self.args.checkpoint_minutes
+        stopping, due = distributed.largest(self.stop.received, int(due))
+        if stopping or due:
+            everywhere = meters.over_ranks()
+            everywhere.finite_means(title)
+            self.progress.meters = everywhere.state()
+            self._stop(stopping) if stopping else self.save(LAST)
+
+    def evaluate(self, epoch, test):
+        """top1, top5 (%), loss and number of images over all test images, in float32."""
+        distributed.share_buffers(self.model)
+        title = f"{self._title(epoch)} test"
+        tested = evaluate(
+            self.model, test, test.images_per_epoch, cross_entropy, runtime.Precision(self.precision.device),
+            on_batch=self._stop_if_asked, title=title, progress=self.show_progress,
+        )  # fmt: skip
+        if not torch.isfinite(torch.tensor(tested["loss"])):
+            raise RunError(f"{title}: the loss is {tested['loss']}; lower --lr. The last checkpoint is intact")
+        return tested
+
+    def _finish_epoch(self, trained, tested, followed):
+        """Write the epoch's row, last.pt, and best.pt if it is the best so far; the row."""
+        progress = self.progress
+        row = {"epoch": progress.epoch + 1, "lr": progress.lr}
+        row |= {f"train_{name}": value for name, value in trained.items()}
+        row |= {f"test_{name}": value for name, value in tested.items()}
+        row |= followed
+        improved = tested["top1"] > progress.best
+        progress.epoch, progress.step, progress.meters = progress.epoch + 1, 0, (0, {})
+        progress.best = max(progress.best, tested["top1"])
+        if distributed.is_main():
+            self.run.add_row(row)
+        if improved:
+            self.save(BEST)
+        self.save(LAST)
+        return row
+
+    # What is kept and printed ----------------------------------------------------------------------------------------
+
+    def save(self, name):
+        """Write a checkpoint, LAST or BEST, with all that the training needs to go on; rank 0 alone does."""
+        now = time.monotonic()
+        self.progress.seconds += now - self.counted
+        self.counted = now
+        if name == LAST:
+            self.saved = now
+        if distributed.is_main():
+            parts = ("model", "optimizer", "scheduler", "scaler")
+            state = {part: getattr(self, part).state_dict() for part in parts}
+            state |= {"rng": runtime.rng_state(), **vars(self.progress), "rows": self.run.rows}
+            self.run.save(name, {**self.description, **state})
+
+    def _stop_if_asked(self):
+        (number,) = distributed.largest(self.stop.received)
+        if number:
+            self._stop(number)
+
+    def _stop(self, number):
+        self.save(LAST)
+        if distributed.is_main():
+            name = "SIGTERM" if number == 15 else "Ctrl-C"
+            print(f"stopped by {name}; {self.run.last} is saved, --resume continues", file=sys.stderr, flush=True)
+        raise SystemExit(128 + number)
+
+    def _title(self, epoch):
+        return f"epoch {epoch + 1}/{self.args.epochs}"
+
+    def _announce(self, compilation, steps):
+        """Print what the run is, and write it into its folder; returns what its network costs."""
+        if not distributed.is_main():
+            return None
+        size = self.description["data"]["image_size"]
+        line, counts = complexity.of_run(self.model, size if isinstance(size, int) else tuple(size))
+        flags = flag_values(self.args)
         print(line)
         print("flags:", " ".join(f"{name}={value}" for name, value in flags.items() if value is not None))
-        print(
-            f"computing on {precision.device} in {precision}, {'compiled' if compiled else 'not compiled'} ({reason})"
-        )
-        if payload is not None:
-            within = f", step {state.step} of {len(train)} of the next" if state.step else ""
-            print(f"resuming after epoch {state.epoch} of {args.epochs}{within}", flush=True)
-            run.set_rows(payload["rows"])
+        print(f"computing on {self.precision.device} in {self.precision}, {compilation}", flush=True)
+        progress = self.progress
+        if not self.resumed:
+            self.run.save_args(flags)
         else:
-            run.save_args({**flags, "command": command})
+            within = f", step {progress.step} of {steps} of the next" if progress.step else ""
+            print(f"resuming after epoch {progress.epoch} of {self.args.epochs}{within}", flush=True)
+            self.run.set_rows(self.run.rows)
+        return counts
 
-        from torch.utils.tensorboard import SummaryWriter
+    def _print_row(self, row, images_per_s):
+        print(
+            f"{self._title(row['epoch'] - 1)}  lr {row['lr']:.4g}  loss {row['train_loss']:.4f}  "
+            f"train {row['train_top1']:.2f} %  test {row['test_top1']:.2f} % of {row['test_images']} images  "
+            f"best {self.progress.best:.2f} %  {images_per_s:.0f} images/s",
+            flush=True,
+        )
 
-        writer = SummaryWriter(run.folder, purge_step=state.epoch + 1 if payload else None)
-
-    try:
-        state = engine.fit(
-            step, train, test, optimizer, scheduler, scaler, precision, run,
-            epochs=args.epochs, state=state, t_min=args.t_min, checkpoint_minutes=args.checkpoint_minutes,
-            print_freq=args.print_freq, progress=not args.no_progress, writer=writer,
-            on_epoch=on_epoch and (lambda epoch: on_epoch(epoch, writer)),
-            describe=lambda: {"network": network, "args": asked, "data": data} | ({"stage": stage} if stage else {}),
-            **options,
-        )  # fmt: skip
-    finally:
-        if writer:
-            writer.close()
-    if main:
-        _summarise(run, state, counts, data, precision.device)
-
-
-def _summarise(run, state, counts, data, device):
-    last = run.rows[-1]
-    summary = {
-        "top1_last": last["test_top1"],
-        "top1_best": state.best,
-        "images": last["test_images"],
-        "epochs": state.epoch,
-        "seconds": round(state.seconds, 1),
-        **counts,
-        "data": data,
-        "versions": versions(device),
-    }
-    run.save_summary(summary)
-    print(f"last {summary['top1_last']:.2f} %, best {summary['top1_best']:.2f} % of {summary['images']} test images")
+    def _summarise(self, counts):
+        last = self.run.rows[-1]
+        summary = {
+            "top1_last": last["test_top1"],
+            "top1_best": self.progress.best,
+            "images": last["test_images"],
+            "epochs": self.progress.epoch,
+            "seconds": round(self.progress.seconds, 1),
+            **counts,
+            "data": self.description["data"],
+            "versions": versions(self.precision.device),
+        }
+        self.run.save_summary(summary)
+        images = summary["images"]
+        print(f"last {summary['top1_last']:.2f} %, best {summary['top1_best']:.2f} % of {images} test images")

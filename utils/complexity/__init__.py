@@ -2,20 +2,17 @@
 
 A BOP is a multiply-add of a convolution whose weights and activations both have 1 bit. All else that a rule prices is
 a FLOP, convolutions of 1/32 and 32/1 bits (weights/activations) too: their arithmetic is real-valued. Counts are
-per image, at inference. Two rules price the FLOPs: utils/prices.py. OPs: Bi-Real Net, Liu et al., ECCV 2018.
+per image, at inference. Two rules price the FLOPs: utils/complexity/rules.py. OPs: Bi-Real Net, Liu et al., ECCV 2018.
 """
 
 import copy
-import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
-from models import ARCHS, CIFAR, IMAGENET, build_model
-from utils.command import Parser, RunError, UsageError, command, positive_int
-from utils.flop_rules import HANDLERS, PRICES
-from utils.training.flags import add_network_flags, network_config
+from utils.command import RunError, UsageError
+from utils.complexity.rules import HANDLERS, PRICES
 
 
 @dataclass(frozen=True)
@@ -101,16 +98,12 @@ def count(model, input_size, rule="paper"):
         raise UsageError(f"the network does not run on images {tuple(images.shape[1:])}: {error}") from None
 
     layers = [_layer(name, m, amounts[m], outputs.get(m, ()), PRICES[rule]) for name, m in twin.named_modules()]
-    fields = ("bops", "flops", "params", "params_1bit")
-    bops, flops, params, params_1bit = (sum(getattr(layer, field) for layer in layers) for field in fields)
+    totals = {field: sum(getattr(x, field) for x in layers) for field in ("bops", "flops", "params", "params_1bit")}
     stored = sum(t.numel() for t in model.state_dict().values() if t.is_floating_point())
     return Complexity(
-        bops=bops,
-        flops=flops,
-        ops=bops / 64 + flops,
-        params=params,
-        params_1bit=params_1bit,
-        model_mb=(32 * (stored - params_1bit) + params_1bit) / 8 / 1e6,
+        **totals,
+        ops=totals["bops"] / 64 + totals["flops"],
+        model_mb=(32 * stored - 31 * totals["params_1bit"]) / 8 / 1e6,
         rule=rule,
         input_size=input_size,
         layers=tuple(layer for layer in layers if layer.bops or layer.flops or layer.params),
@@ -135,7 +128,8 @@ def _check_handlers(model):
     for name, module in model.named_modules(remove_duplicate=False):
         kind = type(module).__name__
         if type(module) not in HANDLERS:
-            raise RunError(f"{kind} ({name or 'the model itself'}) has no entry in HANDLERS of utils/prices.py")
+            where = name or "the model itself"
+            raise RunError(f"{kind} ({where}) has no entry in HANDLERS of utils/complexity/rules.py")
         if module in names:
             raise RunError(f"{names[module]} and {name} are one {kind}, which thop would count twice: make two")
         names[module] = name
@@ -158,60 +152,3 @@ def _layer(name, module, amount, output, prices):
 
 def _height_width(input_size):
     return (input_size, input_size) if isinstance(input_size, int) else input_size
-
-
-def _table(layers):
-    """Lines of the table of layers."""
-    width = max(len(x.name) for x in layers)
-    yield f"{'layer':{width}} {'type':16} {'bits':>5} {'output':>11} {'BOPs':>13} {'FLOPs':>13} {'parameters':>10}"
-    for x in layers:
-        shape = "x".join(map(str, x.output))
-        yield f"{x.name:{width}} {x.type:16} {x.bits:>5} {shape:>11} {x.bops:13,} {x.flops:13,} {x.params:10,}"
-
-
-def _report(counts):
-    """Lines that say what was counted, and how."""
-    yield f"input       {counts.image}"
-    yield f"rule        {counts.rule}: FLOPs = " + " + ".join(f"{n} per {k}" for k, n in PRICES[counts.rule].items())
-    yield f"convs       {counts.convolutions} (weights/activations)"
-    yield f"BOPs        {counts.bops:.4e}"
-    yield f"FLOPs       {counts.flops:.4e}"
-    yield f"OPs         {counts.ops:.4e}  (BOPs / 64 + FLOPs)"
-    yield f"parameters  {counts.params:,}, of which {counts.params_1bit:,} of 1 bit"
-    yield f"model size  {counts.model_mb:.3f} MB  (1-bit weights packed, all else at 32 bits)"
-
-
-def build_parser():
-    parser = Parser(prog="utils.complexity", description=__doc__)
-    parser.add_argument("--dataset", choices=("cifar10", "cifar100", "imagenet"), default="cifar10")
-    parser.add_argument("--input-size", type=positive_int, metavar="N", help="NxN images; default: 32, imagenet 224")
-    parser.add_argument("--rule", choices=list(PRICES), default="paper", help="what counts as a FLOP")
-    parser.add_argument("--per-layer", action="store_true", help="a line, or with --json an object, per layer")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_network_flags(parser, list(dict.fromkeys(ARCHS[CIFAR] + ARCHS[IMAGENET])), variants=True)
-    return parser
-
-
-@command
-def main(argv=None):
-    args = build_parser().parse_args(argv)
-    if args.arch is None:
-        raise UsageError(f"give --arch, one of {', '.join(ARCHS[IMAGENET if args.dataset == 'imagenet' else CIFAR])}")
-    size = args.input_size or (224 if args.dataset == "imagenet" else 32)
-    classes = 100 if args.dataset == "cifar100" else None
-    try:
-        with torch.device("meta"):  # shapes are all that counts
-            model = build_model(**network_config(args, num_classes=classes, image_size=size))
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise UsageError(f"no such network: {error}") from None
-    counts = count(model, size, args.rule)
-    if args.json:
-        fields = asdict(counts) | {"convolutions": counts.convolutions}
-        print(json.dumps(fields if args.per_layer else {k: v for k, v in fields.items() if k != "layers"}))
-        return
-    lines = [*_table(counts.layers), ""] if args.per_layer else []
-    print(*lines, *_report(counts), sep="\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The network whose predictions a student learns: a ResNet of torchvision, or a checkpoint."""
+"""The network whose predictions a student learns: a checkpoint of ours or a release, or a ResNet of torchvision."""
 
 from pathlib import Path
 from urllib.error import URLError
@@ -28,20 +28,18 @@ class Teacher:
         return self.model(images)
 
 
-def load_teacher(name, weights, classes, device):
-    """The Teacher called `name`: one of TORCHVISION, or the path of a checkpoint that `load_model` reads.
+def load_teacher(name, classes, device, weights=DEFAULT):
+    """The Teacher called `name`: the path of a checkpoint that `load_model` reads, or one of TORCHVISION.
 
-    weights, of a torchvision network: DEFAULT, which torchvision downloads, or the path of its state_dict. classes: the
-    names of the data's. Raises UsageError if the teacher tells another number of classes apart, or others; RunError if
-    its file cannot be read or fetched.
+    classes: the names of the data's. weights, of a torchvision network: DEFAULT, which torchvision downloads, or the
+    path of its state_dict. Raises UsageError if the teacher has another number of classes, or others; RunError
+    if its file cannot be read or fetched.
     """
     if name not in TORCHVISION:
         if not Path(name).exists():
-            raise UsageError(f"no teacher {name!r}: give {', '.join(TORCHVISION)}, none, or a checkpoint's path")
-        payload = checkpoint.read(name)
-        model = checkpoint.load_model(name)
-        known = payload.get("data", {}).get("classes") if checkpoint.is_ours(payload) else None
-        _check_classes(name, model.fc.out_features, known, classes)
+            raise UsageError(f"no teacher {name!r}: give a checkpoint's path, none, or {', '.join(TORCHVISION)}")
+        model, contents = checkpoint.open_model(name)
+        _check_classes(name, model.fc.out_features, contents.data.get("classes"), classes)
     elif weights == DEFAULT:
         _check_classes(name, 1000, None, classes)
         try:
@@ -60,7 +58,8 @@ def load_teacher(name, weights, classes, device):
 
 
 def _check_classes(source, count, known, classes):
+    remedy = "give --teacher PATH of a network trained on them, or --teacher none"
     if count != len(classes):
-        raise UsageError(f"the teacher {source} tells {count} classes apart, the data has {len(classes)}")
+        raise UsageError(f"the teacher {source} has {count} classes, the data have {len(classes)}: {remedy}")
     if known and list(known) != list(classes):
-        raise UsageError(f"the teacher {source} learned other classes than the data's, or in another order")
+        raise UsageError(f"the teacher {source} learned other classes than the data's, or in another order: {remedy}")

@@ -1,0 +1,317 @@
+"""A run's folder: one process at a time, nothing lost, and a checkpoint that is damaged is never gone on from."""
+
+import copy
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifar import eval as cifar_eval
+from cifar import train
+from utils import checkpoint
+from utils.checkpoint import load_model
+from utils.command import RunError, UsageError
+from utils.files import output_path, replacing
+from utils.training import runtime
+from utils.training.run import Run
+
+ROOT = Path(__file__).parent.parent
+QUICK = ("--no-progress", "--batch-size", 16, "--device", "cpu", "--amp", "off")
+
+
+def run(*argv):
+    train.main([str(a) for a in argv])
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    """The folder of a finished run of two epochs."""
+    out = tmp_path_factory.mktemp("runs") / "done"
+    run("--dataset", "folder", "--data-dir", tiny_folder, "--epochs", 2, "--output-dir", out, *QUICK)
+    return out
+
+
+# ---------------------------------------------------------------- one process at a time
+
+
+def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
+    code = "import sys, time; from utils.training.run import Run; run = Run(sys.argv[1]); print(); time.sleep(99)"
+    other = subprocess.Popen([sys.executable, "-uc", code, tmp_path / "run"], cwd=ROOT, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(UsageError, match=f"another process .{other.pid} on .* is training in"):
+        Run(tmp_path / "run")
+    other.kill()
+    other.wait()
+    with Run(tmp_path / "run"):
+        pass
+
+
+def test_torchrun_is_refused(tmp_path, fails, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, line = fails(train.main, "--dataset", "digits", "--output-dir", tmp_path / "run")
+    assert (status, "without torchrun" in line) == (2, True)
+
+
+def test_temporary_files_are_the_processs_own_and_go(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before")
+
+    def fail():
+        with replacing(path) as temporary:
+            assert str(os.getpid()) in temporary.name
+            temporary.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "before"
+
+
+def test_only_regular_files_are_replaced(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe", "."):
+        with pytest.raises(UsageError, match="not a regular file"):
+            output_path(tmp_path / name, force=True)
+    with pytest.raises(UsageError, match="not a regular file"):
+        output_path("/dev/null", force=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="--force"):
+        output_path(tmp_path / "file")
+    assert output_path(tmp_path / "file", force=True) == tmp_path / "file"
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+def test_ctrl_c_saves_and_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, tiny_folder):
+    flags = ["--dataset", "folder", "--data-dir", tiny_folder, "--epochs", 3, "--deterministic", *QUICK]
+    command = [sys.executable, "-m", "cifar.train", *map(str, flags), "--output-dir"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, tmp_path / "whole"], cwd=ROOT, check=True, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, tmp_path / "run"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 1/3"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped by Ctrl-C" in errors
+    assert "Traceback" not in errors
+    subprocess.run(
+        [sys.executable, "-m", "cifar.train", "--resume", "--output-dir", tmp_path / "run"],
+        cwd=ROOT, check=True, env=environment, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+def test_a_closed_output_does_not_lose_the_epoch(tmp_path, tiny_folder):
+    argv = ["--dataset", "folder", "--data-dir", tiny_folder, "--epochs", 3, "--output-dir", tmp_path / "run", *QUICK]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cifar.train", *map(str, argv)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    for line in process.stdout:
+        if line.startswith(b"computing on"):
+            break
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    assert process.wait(timeout=60) != 0
+    assert "Traceback" not in errors
+    stored = checkpoint.read(tmp_path / "run" / "last.pt")
+    assert stored["epoch"] == len(stored["rows"]) == 1
+
+
+def test_best_without_last_says_what_there_is(finished, tmp_path, fails):
+    (tmp_path / "best.pt").write_bytes((finished / "best.pt").read_bytes())
+    status, line = fails(train.main, "--resume", "--output-dir", tmp_path)
+    assert status == 1
+    assert f"--resume {tmp_path / 'best.pt'}" in line
+
+
+def test_another_precision_is_said(finished, tmp_path, tiny_folder, capsys):
+    out = tmp_path / "run"
+    run("--dataset", "folder", "--data-dir", tiny_folder, "--epochs", 1, "--output-dir", out, *QUICK)
+    stored = checkpoint.read(out / "last.pt")
+    stored["args"]["amp"] = "fp16"  # as a GPU had it
+    stored["scaler"] = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000}
+    checkpoint.save(out / "last.pt", stored)
+    with pytest.raises(SystemExit):
+        run("--resume", "--output-dir", out, "--device", "cpu")
+    assert "--amp bf16 or off" in capsys.readouterr().err
+    run("--resume", "--output-dir", out, "--device", "cpu", "--amp", "off")
+    assert "--amp off from here on, where the run began with fp16" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- damaged checkpoints
+
+
+def same(one, other):
+    """Whether two values of a checkpoint are equal, to the bit."""
+    if torch.is_tensor(one):
+        return torch.is_tensor(other) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and one == other
+
+
+def test_corrupted_checkpoints_are_refused_or_identical(finished, tmp_path):
+    content = (finished / "last.pt").read_bytes()
+    whole = checkpoint.read(finished / "last.pt")
+    path, rng = tmp_path / "last.pt", random.Random(0)
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        place = rng.randrange(len(content))
+        kind = rng.choice(("flip", "zero", "cut"))
+        if kind == "flip":
+            damaged[place] ^= 1 << rng.randrange(8)
+        elif kind == "zero":
+            damaged[place : place + 64] = bytes(len(damaged[place : place + 64]))
+        else:
+            del damaged[place:]
+        path.write_bytes(damaged)
+        try:
+            read = checkpoint.read(path)
+        except RunError:
+            refused += 1
+        else:
+            assert same(read, whole)
+    assert refused > 100
+
+
+def plain_places(value, path=()):
+    """Paths to every plain value of a checkpoint, and to the containers that hold them."""
+    if torch.is_tensor(value):
+        return []
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return [path] * bool(path) + [place for key, child in children for place in plain_places(child, (*path, key))]
+
+
+def changed(value, path, new):
+    """A copy of nested dicts and lists with `new` at `path`."""
+    if not path:
+        return new
+    key, *rest = path
+    if isinstance(value, tuple):
+        value = list(value)
+    copied = copy.copy(value)
+    copied[key] = changed(value[key], rest, new)
+    return copied
+
+
+def test_changed_plain_values_end_in_one_line_or_in_training(finished, tmp_path, capsys):
+    stored = checkpoint.read(finished / "last.pt")
+    places = [p for p in plain_places(stored) if p[0] not in ("format", "data")]
+    rng = random.Random(1)
+    news = (None, -1, 10**12, 0, "x", [], {}, True, float("nan"), 1.5, [[1]], "\ud800", {"a": 1})
+    for i in range(200):
+        place = rng.choice(places)
+        out = tmp_path / str(i)
+        out.mkdir()
+        checkpoint.save(out / "last.pt", changed(stored, place, rng.choice(news)))
+        for main, argv in (
+            (train.main, ["--resume", "--output-dir", out, "--no-progress"]),
+            (cifar_eval.main, ["--checkpoint", out / "last.pt", "--dataset", "digits", "--no-progress"]),
+        ):
+            try:
+                main([str(a) for a in argv])
+            except SystemExit:
+                lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+                if len(lines) != 1:
+                    pytest.fail(ascii((place, lines)))
+
+
+def test_another_format_version_is_refused(finished, tmp_path, fails):
+    stored = checkpoint.read(finished / "last.pt")
+    torch.save({**stored, "version": 99}, tmp_path / "last.pt")
+    for main, flags in (
+        (train.main, ["--resume", tmp_path / "last.pt"]),
+        (cifar_eval.main, ["--checkpoint", tmp_path / "last.pt", "--dataset", "digits"]),
+    ):
+        assert "version 99" in fails(main, *flags)[1]
+
+
+def test_checksums_cost_little(finished):
+    path = finished / "last.pt"
+
+    def seconds(function):
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds(lambda: zipfile.ZipFile(path).testzip()) < 0.5 * seconds(lambda: load_model(path))
+
+
+def test_a_network_with_nan_has_no_accuracy(finished, tmp_path, tiny_folder, fails):
+    stored = checkpoint.read(finished / "last.pt")
+    stored["model"]["fc.weight"][0, 0] = float("nan")
+    checkpoint.save(tmp_path / "nan.pt", stored)
+    status, line = fails(cifar_eval.main, "--checkpoint", tmp_path / "nan.pt", "--dataset", "folder", "--data-dir",
+                         tiny_folder, "--no-progress")  # fmt: skip
+    assert status == 1
+    assert "not finite" in line
+
+
+def test_a_missing_stage_is_counted_not_listed(finished, tmp_path, tiny_folder, fails):
+    stored = checkpoint.read(finished / "last.pt")
+    stored["model"] = {key: value for key, value in stored["model"].items() if not key.startswith("stages.1")}
+    checkpoint.save(tmp_path / "less.pt", stored)
+    _, line = fails(cifar_eval.main, "--checkpoint", tmp_path / "less.pt", "--dataset", "digits")
+    assert "tensors (stages.1.0.conv.weight, " in line
+    assert len(line) < 400
+
+
+# ---------------------------------------------------------------- weights to start from, teachers, compilers
+
+
+def test_init_from_takes_weights_and_a_new_classifier(finished, tmp_path, tiny_folder, capsys, fails):
+    out = tmp_path / "more"
+    flags = ["--dataset", "digits", "--epochs", 1, *QUICK, "--batch-size", 512, "--init-from", finished / "last.pt"]
+    run(*flags, "--output-dir", out, "--lr", 1e-30)
+    assert "a new classifier, for 10 classes instead of 2" in capsys.readouterr().out
+    before, after = (load_model(folder / "last.pt").state_dict() for folder in (finished, out))
+    assert torch.equal(before["conv1.weight"], after["conv1.weight"])
+    status, line = fails(train.main, *flags, "--output-dir", tmp_path / "no", "--method", "irnet")
+    assert (status, "method bireal instead of irnet" in line) == (2, True)
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_teacher_gives_the_targets(finished, tmp_path, tiny_folder, fails):
+    flags = ["--data-dir", tiny_folder, "--dataset", "folder", "--epochs", 1, *QUICK, "--teacher"]
+    run(*flags, finished / "last.pt", "--output-dir", tmp_path / "student")
+    assert json.loads((tmp_path / "student" / "args.json").read_text())["teacher"] == str(finished / "last.pt")
+    _, line = fails(
+        train.main, "--dataset", "digits", "--teacher", finished / "last.pt", "--output-dir", tmp_path / "no"
+    )
+    assert "has 2 classes, the data have 10" in line
+
+
+def test_compiling_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
+    with pytest.raises(UsageError, match="compiler"):
+        runtime.choose_compile("on", torch.device("cpu"), 10**6)
+    compiled, reason = runtime.choose_compile("auto", torch.device("cuda"), 10**6)
+    assert not compiled
+    assert "none is installed" in reason

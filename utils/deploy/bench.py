@@ -1,0 +1,62 @@
+"""How long the inference of a packed network takes, beside floating point, and how large it is."""
+
+import os
+
+import torch
+
+from utils.checkpoint import read_contents
+from utils.checkpoint.packed import is_packed, packed_content
+from utils.command import cpu_name
+from utils.deploy import latency
+from utils.deploy.networks import (
+    float_size,
+    megabytes,
+    named_network,
+    packed_network,
+    random_images,
+    random_network,
+)
+
+
+def bench(args):
+    """Measure, print and return the figures of the network that the flags name."""
+    if args.checkpoint and is_packed(args.checkpoint):
+        contents = read_contents(args.checkpoint)
+        # Its floating-point weights are gone, and time does not depend on them.
+        model = random_network(contents.network, contents.image_size)
+    else:
+        model, contents = named_network(args)
+    packed = packed_network(model)
+    count = args.threads or os.cpu_count()
+    images = random_images(contents.image_size, args.batch_size)
+    with latency.threads(count):
+        result = {
+            "end_to_end": latency.end_to_end(packed, model, images, args.repeats, args.compile),
+            "layers": latency.layers(packed, images, args.repeats),
+            "parts": latency.parts(packed, images, args.repeats),
+        }
+    result |= {"threads": count, "batch": args.batch_size, "cpu": cpu_name(), "torch": torch.__version__}
+    result["bytes"] = {
+        "float32": float_size(model),
+        "packed": len(packed_content(model, contents.network)),
+        "packed_half": len(packed_content(model, contents.network, half=True)),
+    }
+    print_bench(result)
+    return result
+
+
+def print_bench(result):
+    time = "processor time" if result["threads"] == 1 else "wall time"
+    print("{cpu}, threads: {threads}, batch {batch}, torch {torch}; ".format(**result) + f"medians of {time}, ms")
+    print("\n| binary convolution | packed | float32 | ratio |\n|---|---|---|---|")
+    for row in result["layers"]:
+        ratio = row["float_ms"] / row["packed_ms"]
+        print(f"| {row['name']} {row['shape']} | {row['packed_ms']:.3f} | {row['float_ms']:.3f} | {ratio:.1f} |")
+    print("\n| network | ms | packed is faster by |\n|---|---|---|")
+    packed_ms = result["end_to_end"]["packed_ms"]
+    for name, value in result["end_to_end"].items():
+        print(f"| {name.removesuffix('_ms')} | {value:.2f} | {value / packed_ms:.2f} |")
+    print("\n| part of the packed network | ms |\n|---|---|")
+    for name, value in result["parts"].items():
+        print(f"| {name} | {value:.3f} |")
+    print("\n" + "; ".join(f"{name}: {megabytes(size)}" for name, size in result["bytes"].items()))

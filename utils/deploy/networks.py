@@ -1,0 +1,81 @@
+"""What the deployment commands work on: a checkpoint's network, or one with random weights, and images for it."""
+
+import torch
+
+from models import build_model
+from models.inference import pack_network
+from utils.checkpoint import Contents, open_model
+from utils.command import RunError, UsageError
+from utils.training.flags import network_config
+
+
+def random_network(network, size=(32, 32), seed=0):
+    """build_model(**network) in evaluation mode, with BatchNorm statistics as of random images of `size` (H, W), and
+    random BatchNorm and PReLU parameters."""
+    torch.manual_seed(seed)
+    model = build_model(**network)
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # the statistics of the one batch below, as they are
+            torch.nn.init.normal_(module.weight, 1, 0.2)
+            torch.nn.init.normal_(module.bias, 0, 0.3)
+        elif isinstance(module, torch.nn.PReLU):
+            torch.nn.init.uniform_(module.weight, 0, 0.5)
+    with torch.no_grad():
+        model.train()(random_images(size, 8, seed))
+    return model.eval()
+
+
+def random_images(size, count, seed=0):
+    """float32 (count, 3, H, W), standard normal; size: (H, W)."""
+    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def named_network(args):
+    """(network in evaluation mode, Contents) of the flags: --checkpoint's, or random weights.
+
+    --image-size takes the place of the size that the checkpoint was trained at.
+    """
+    size = {"image_size": [args.image_size] * 2} if args.image_size else {}
+    if args.checkpoint:
+        model, contents = open_model(args.checkpoint, args.weight_bits, args.activation_bits)
+        if contents.packed:
+            raise RunError(f"{args.checkpoint} is packed already: the checkpoint that it was made from is needed")
+        return model.float(), with_data(contents, size)
+    contents = described_network(args, size)
+    try:
+        return random_network(contents.network, contents.image_size, args.seed), contents
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"no such network: {error}") from None
+
+
+def described_network(args, data):
+    """The Contents, without weights, of the network flags. Raises UsageError if they name none."""
+    if not args.arch and not args.variant:
+        raise UsageError("--checkpoint PATH is needed, or --dataset and --arch for random weights")
+    network = network_config(args, arch=args.arch or "resnet18", dataset=args.dataset or "cifar10")
+    if data and network["arch"] == "vgg_small":
+        network["image_size"] = data["image_size"][0]
+    return Contents("random weights", {k: v for k, v in network.items() if v is not None}, {}, data)
+
+
+def with_data(contents, data):
+    """Contents with more known of its images."""
+    return Contents(**{**vars(contents), "data": {**contents.data, **data}})
+
+
+def packed_network(model):
+    """The packed form of `model`. Raises RunError if it has none."""
+    try:
+        return pack_network(model)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+
+
+def float_size(model):
+    """Bytes of all parameters and buffers."""
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+
+
+def megabytes(size):
+    return f"{size / 1e6:.3f} MB"

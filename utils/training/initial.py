@@ -1,0 +1,41 @@
+"""Weights to start from: a finished stage's, or those of --init-from."""
+
+from pathlib import Path
+
+from models import describe_network
+from utils import checkpoint
+from utils.checkpoint.network import few
+from utils.command import UsageError
+
+CLASSIFIER = ("fc.weight", "fc.bias")
+
+
+def start_from(model, network, path, new_classes=False):
+    """Give `model` the weights of the checkpoint at `path`; returns a sentence about it.
+
+    network: build_model's arguments that the checkpoint's network must have; the parameters of a weight transform,
+    which real weights do not have, may be new. new_classes: the number of classes may differ: then the classifier
+    stays as `model` has it. Raises UsageError for another network, or where there is no checkpoint; RunError if it
+    cannot be read.
+    """
+    if not Path(path).exists():
+        raise UsageError(f"there is no checkpoint at {path} to start from")
+    contents = checkpoint.read_contents(path)
+    if contents.packed:
+        raise UsageError(f"{path} is packed: its real weights are gone, and training needs them")
+    wanted, found = (vars(describe_network(**each)) for each in (network, contents.network))
+    free = {"num_classes"} if new_classes else set()
+    different = [name for name in wanted.keys() - free if found[name] != wanted[name]]
+    if different:
+        texts = [f"{name} {found[name]} instead of {wanted[name]}" for name in sorted(different)]
+        raise UsageError(f"{path} is not of this network: it has {', '.join(texts)}")
+    own, state = model.state_dict(), dict(contents.state)
+    line = f"starting from {path}"
+    new = [name for name in own if "weight_transform." in name and name not in state]
+    if new:
+        line += f"; new parameters: {few(new)}"
+    if new_classes and all(name in state and state[name].shape != own[name].shape for name in CLASSIFIER):
+        line += f"; a new classifier, for {len(own['fc.bias'])} classes instead of {len(state['fc.bias'])}"
+        new += CLASSIFIER
+    checkpoint.load_state(model, state | {name: own[name] for name in new}, path)
+    return line
