@@ -169,8 +169,9 @@ def seeds_of(results, flags):
 
 
 def by_images(results):
-    """[[Result, ...], ...]: the runs that can be compared with each other, on the same images for as many epochs."""
+    """[[Result, ...], ...]: the runs that can be compared with each other, on the same images for as many epochs; of
+    those on the same images the longest first."""
     groups = {}
     for result in results:
         groups.setdefault(result.images_of, []).append(result)
-    return [groups[key] for key in sorted(groups)]
+    return [groups[key] for key in sorted(groups, key=lambda key: (*key[:2], -key[2]))]
