@@ -10,4 +10,4 @@ cell resnet20/1w32a --arch resnet20 --method irnet --activation-bits 32
 cell vgg_small/1w1a --arch vgg_small --method irnet
 cell resnet18/1w1a --arch resnet18 --method irnet
 
-finish python -m utils.tables irnet --runs "$RUNS"
+finish python -m utils.tables irnet --runs "$RUNS" --data "$DATASET"

@@ -8,4 +8,4 @@ cell resnet20 --arch resnet20 --method sdbnn
 cell vgg_small --arch vgg_small --method sdbnn
 cell resnet18 --arch resnet18 --method sdbnn
 
-finish python -m utils.tables sdbnn --runs "$RUNS"
+finish python -m utils.tables sdbnn --runs "$RUNS" --data "$DATASET"

@@ -3,11 +3,14 @@
 source "$(dirname "$0")/setup.sh"
 source scripts/cells.sh
 
-cell fp --arch resnet20 --weight-bits 32 --activation-bits 32
+cell fp --arch resnet20 --structure normal --activation relu --weight-bits 32 --activation-bits 32
+cell hardtanh --arch resnet20 --weight-bits 32 --activation-bits 32
 cell baseline --arch resnet20
 cell ires --arch resnet20 --ires
+cell ires_quantile --arch resnet20 --ires --ires-variant quantile --lam 0.15
 cell irec --arch resnet20 --recovery irec
 cell cirec --arch resnet20 --recovery cirec
 cell ir2net --arch resnet20 --ires --recovery cirec
+cell ir2net_quantile --arch resnet20 --ires --ires-variant quantile --lam 0.15 --recovery cirec
 
-finish python -m utils.tables 1 --runs "$RUNS"
+finish python -m utils.tables 1 --runs "$RUNS" --data "$DATASET"

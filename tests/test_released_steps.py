@@ -15,7 +15,7 @@ import torch
 from test_released import fill, save
 
 from modules.progress import set_progress
-from modules.restriction import IResLoss, PlainLoss
+from modules.restriction import PlainLoss, ThriftyIResLoss
 from utils.checkpoint import load_model
 from utils.training.losses import cross_entropy
 
@@ -38,7 +38,7 @@ def test_three_steps_are_those_of_the_released_code(name, tmp_path):
     if case["lam"] is None:
         step = PlainLoss(model, cross_entropy)
     else:
-        step = IResLoss(model, cross_entropy, case["lam"], case["mu"], case["ires_variant"])
+        step = ThriftyIResLoss(model, cross_entropy, case["lam"], case["mu"], case["ires_variant"])
     first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     losses, norms, masked = [], [], []

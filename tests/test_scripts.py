@@ -4,10 +4,12 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from models import METHODS
 from utils.refresh import command_module
 from utils.tables.paper import TABLES
 from utils.tables.results import identity
@@ -72,6 +74,29 @@ def test_scripts_train_exactly_the_cells_of_their_table(script, table):
     cells = [c.flags for c in TABLES[table][1] if c.flags is not None and c.flags.get("dataset") != "imagenet"]
     assert trained == {identity(flags) for flags in cells}
     assert len({identity(flags) for flags in cells}) == len(cells)
+
+
+def test_the_leaderboard_trains_every_method_plain_and_with_cirec_by_one_recipe(tmp_path):
+    """leaderboard.sh with a stand-in for training."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    stand_in = f'#!/bin/bash\ncase "$*" in *models*) exec {sys.executable} "$@";; esac\necho "$*" >> "$LOG"\n'
+    (bin_ / "python").write_text(stand_in)
+    (bin_ / "python").chmod(0o755)
+    stamp = subprocess.run("cksum <requirements.txt", shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    (tmp_path / "requirements.stamp").write_text(stamp.stdout)
+    log = tmp_path / "log"
+    environment = {**os.environ, "VENV": str(tmp_path), "LOG": str(log), "RUNS": str(tmp_path / "runs")}
+    environment |= {"DATASET": "digits", "EPOCHS": "3", "SEEDS": "0 1", "JOBS": "1"}
+    subprocess.run(["bash", ROOT / "scripts" / "leaderboard.sh"], env=environment, check=True, capture_output=True)
+    *calls, table = [shlex.split(line)[1:] for line in log.read_text().splitlines()]
+    assert table[:2] == ["utils.tables", "leaderboard"]
+    parsed = [vars(parse(module, flags)) for module, *flags in calls]
+    assert len(parsed) == 2 * (1 + 2 * len(METHODS))
+    binary = {(args["method"], args["recovery"], args["seed"]) for args in parsed if args["weight_bits"] == 1}
+    assert binary == {(method, head, seed) for method in METHODS for head in (None, "cirec") for seed in (0, 1)}
+    recipe = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "t_min")
+    assert {tuple(args[name] for name in recipe) for args in parsed} == {(3, 32, 0.1, 0.9, 1e-4, 1e-3)}
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)

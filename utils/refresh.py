@@ -67,10 +67,10 @@ def build_parser():
 def main(argv=None):
     args = build_parser().parse_args(argv)
     for path in map(Path, args.files):
-        text = path.read_text()
         try:
+            text = path.read_text()
             new = refreshed(text)
-        except RunError as error:
+        except (RunError, UnicodeDecodeError) as error:
             raise RunError(f"{path}: {error}") from None
         if new == text:
             print(f"{path}: up to date")

@@ -9,7 +9,7 @@ from pathlib import Path
 from cifar import data
 from utils.checkpoint import open_model
 from utils.command import Parser, RunError, UsageError, command
-from utils.tables.__main__ import markdown_table
+from utils.tables.markdown import markdown_table
 from utils.tables.results import collect
 from utils.training import metrics, runtime
 from utils.training.losses import cross_entropy

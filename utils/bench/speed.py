@@ -5,7 +5,7 @@ from pathlib import Path
 
 from utils.bench.step import CONTENDERS
 from utils.command import Parser, RunError, command
-from utils.tables.__main__ import markdown_table
+from utils.tables.markdown import markdown_table
 
 RATIOS = (
     ("step", "reference"),

@@ -2,7 +2,7 @@
 
 import csv
 import json
-import statistics
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +32,21 @@ LOSS = ("ires", "lam", "mu", "ires_variant")
 """Those of them that are the loss's; the others are the network's."""
 
 OPTIMIZER = ("lr", "batch_size", "momentum", "weight_decay", "t_min", "image_size", "amp")
-NEEDED = {"top1_last", "top1_best", "images", "epochs", "seconds", "data", "versions"}
-"""What summary.json must hold."""
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+_NUMBER, _TEXT = (int, float), (str,)
+ARGS_TYPES = {
+    "dataset": _TEXT, "arch": _TEXT, "seed": (int,), "method": _TEXT, "weight_bits": (int,), "activation_bits": (int,),
+    "structure": _TEXT, "activation": _TEXT, "recovery": _TEXT, "ratio": (int,), "groups": (int, str),
+    "variant": _TEXT, "ires": (bool,), "lam": _NUMBER, "mu": _NUMBER, "ires_variant": _TEXT, "data_dir": _TEXT,
+    "command": _TEXT, "image_size": (int,),
+}  # fmt: skip
+SUMMARY_TYPES = {
+    "top1_last": _NUMBER, "top1_best": _NUMBER, "images": (int,), "epochs": (int,), "seconds": _NUMBER,
+    "data": (dict,), "versions": (dict,), "bops": _NUMBER, "flops": _NUMBER,
+}  # fmt: skip
+"""What a run's files hold, by type; `NEEDED` may not be missing."""
+NEEDED = {"dataset", "arch", "seed", *SUMMARY_TYPES} - {"bops", "flops"}
 
 
 @dataclass(frozen=True)
@@ -52,26 +65,72 @@ class Result:
             return self.args["dataset"]
         return Path(self.args.get("data_dir") or "folder").resolve().name
 
+    @property
+    def is_cifar10(self):
+        """Whether the images are CIFAR-10's, as torchvision has them or in a folder of ten classes of those names."""
+        classes = self.summary["data"].get("classes")
+        return self.args["dataset"] == "cifar10" or (self.args["dataset"] == "folder" and classes == CIFAR10_CLASSES)
+
+    @property
+    def top1(self):
+        """Accuracy after the last epoch, in percent."""
+        return self.summary["top1_last"]
+
     def column(self, name):
         """A column of metrics.csv, a number per epoch. Raises RunError if it is not there, or has no rows."""
         try:
             with open(self.path / METRICS, newline="") as file:
                 values = [float(row[name]) for row in csv.DictReader(file)]
-        except (OSError, KeyError, TypeError, ValueError):
+        except (OSError, KeyError, TypeError, ValueError, csv.Error):
             values = []
-        if not values:
-            raise RunError(f"{self.path} is not a whole run: its {METRICS} has no column {name}")
+        if not values or not all(map(math.isfinite, values)):
+            raise RunError(f"{self.path} is not a whole run: its {METRICS} has no column {name} of numbers")
         return values
 
     @property
+    def images_of(self):
+        """What two runs must share to be compared: the data, the test images themselves, and the epochs."""
+        return (self.args["dataset"], str(self.summary["data"].get("test_fingerprint")), self.summary["epochs"])
+
+    @property
     def schedule(self):
-        """What two runs must share to be seeds of one figure: the data, the epochs, and the optimizer's settings."""
-        data = str(self.summary["data"].get("test_fingerprint"))
-        return (self.args["dataset"], data, self.summary["epochs"], *(str(self.args.get(name)) for name in OPTIMIZER))
+        """What two runs must share to be seeds of one figure: the above, and the optimizer's settings."""
+        return (*self.images_of, *(str(self.args.get(name)) for name in OPTIMIZER))
+
+
+def _fits(value, known):
+    """Whether a value is of the types `known`, and can be printed: a number of a size that makes sense, plain text."""
+    if not isinstance(value, known) or (isinstance(value, bool) and bool not in known):
+        return False
+    if isinstance(value, str):
+        return value.isprintable()
+    return not isinstance(value, (int, float)) or abs(value) < 1e18  # nor is it NaN
+
+
+def _read(path, types):
+    """The JSON object in a file. Raises ValueError, RecursionError or OSError for anything else, or of other types."""
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    content = {name: value for name, value in content.items() if value is not None}
+    for name, known in types.items():
+        if name in content and not _fits(content[name], known):
+            raise ValueError(f"{path.name} has {name} {str(content[name])[:40]!r}")
+        if name in NEEDED and name not in content:
+            raise ValueError(f"{path.name} does not tell {name}")
+    return content
+
+
+def _result(folder, path):
+    args = {**DEFAULTS, **_read(path / ARGS, ARGS_TYPES)}
+    summary = _read(path / SUMMARY, SUMMARY_TYPES)
+    identity(args)  # it is a network at all
+    return Result(str(path.relative_to(folder)), path, args, summary)
 
 
 def collect(folders):
-    """All finished runs below `folders`, sorted by path. Raises UsageError for a folder that does not exist."""
+    """All finished runs below `folders`, sorted by path. Raises UsageError for a folder that does not exist, RunError
+    for a run whose files are damaged."""
     found, seen = [], set()
     for folder in map(Path, folders):
         if not folder.is_dir():
@@ -81,33 +140,38 @@ def collect(folders):
                 continue
             seen.add(path.resolve())
             try:
-                args, summary = (json.loads((path.parent / name).read_text()) for name in (ARGS, SUMMARY))
-                missing = {"dataset", "arch", "seed"} - args.keys() | NEEDED - summary.keys()
-                if missing:
-                    raise ValueError(f"it does not tell {', '.join(sorted(missing))}")
-            except (OSError, ValueError, AttributeError, TypeError) as error:
+                found.append(_result(folder, path.parent))
+            except (OSError, ValueError, RecursionError) as error:
                 raise RunError(f"{path.parent} is not a whole run: {error}") from None
-            found.append(Result(str(path.parent.relative_to(folder)), path.parent, args, summary))
     return found
 
 
+def of_data(results, name):
+    """The runs on the data `name`: a data set, or a folder of images by its name."""
+    return [r for r in results if name in (r.data_name, r.args["dataset"])]
+
+
 def identity(flags):
-    """A key that is equal for the same network and loss, however its flags were written."""
+    """A key that is equal for the same network and loss, however its flags were written. Raises ValueError for flags
+    of no network."""
     flags = {**DEFAULTS, **{k: v for k, v in flags.items() if v is not None}}
     network = describe_network(**{name: flags[name] for name in ("arch", *DEFAULTS) if name not in LOSS})
     return network, tuple(flags[name] for name in LOSS) if flags["ires"] else ("plain",)
 
 
-def grouped(results):
-    """{(identity, schedule): [Result of each seed]}; of two runs with one seed the later counts."""
+def seeds_of(results, flags):
+    """{schedule: {seed: Result}} of the runs that `flags` describe; of two runs with one seed the later counts."""
     groups = {}
     for result in results:
-        groups.setdefault((identity(result.args), result.schedule), {})[result.args["seed"]] = result
-    return {key: list(seeds.values()) for key, seeds in groups.items()}
+        if identity(result.args) == identity(flags):
+            groups.setdefault(result.schedule, {})[result.args["seed"]] = result
+    return dict(sorted(groups.items()))
 
 
-def mean_std(values):
-    """ "87.2 ± 0.1 (3)": mean, sample standard deviation, count; the value alone if there is one."""
-    if len(values) == 1:
-        return f"{values[0]:.2f} (1)"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)})"
+def by_images(results):
+    """[[Result, ...], ...]: the runs that can be compared with each other, on the same images for as many epochs; of
+    those on the same images the longest first."""
+    groups = {}
+    for result in results:
+        groups.setdefault(result.images_of, []).append(result)
+    return [groups[key] for key in sorted(groups, key=lambda key: (*key[:2], -key[2]))]

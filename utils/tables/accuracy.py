@@ -1,0 +1,148 @@
+"""A paper's table of accuracies beside those of our runs: network, method, paper, ours, gap to full precision."""
+
+import shlex
+import statistics
+
+from models import family_of
+from models.methods import CIFAR, IMAGENET
+from utils.tables.markdown import markdown_table, mean_std
+from utils.tables.paper import TABLES
+from utils.tables.results import OPTIMIZER, by_images, identity, of_data, seeds_of
+
+HEADER = ("network", "method", "paper", "ours", "gap to full precision")
+NOTE = (
+    "Top-1 accuracy in % (paper: / top-5 where it is given); ours: after the last epoch, mean ± standard deviation "
+    "(number of seeds). The gap is the difference from the row FP, on the same images for as many epochs."
+)
+OWN_DATA = "An accuracy on other images, or after fewer epochs, is not the paper's experiment: compare the gaps."
+
+
+def _mean(runs):
+    return statistics.mean(r.top1 for r in runs)
+
+
+def _is_papers(result, family):
+    """Whether the paper's figures may stand beside a run's: it saw the paper's images, or a copy of them."""
+    return family == IMAGENET or result.is_cifar10
+
+
+def _filled_by(cells, results):
+    """Those of the results that some cell asks for."""
+    wanted = {identity(cell.flags) for cell in cells if cell.flags is not None}
+    return [r for r in results if identity(r.args) in wanted]
+
+
+class _Images:
+    """The cells of one family of networks, filled from runs on one set of images, for as many epochs."""
+
+    def __init__(self, cells, results, with_paper):
+        if results and not any(cell.top1 for cell in cells):  # a figure: what was not run has nothing to show
+            cells = [cell for cell in cells if seeds_of(results, cell.flags)]
+        self.cells = cells
+        self.with_paper = with_paper and any(cell.top1 for cell in cells)
+        self.found = [seeds_of(results, cell.flags) if cell.flags is not None else {} for cell in cells]
+        self.with_gap = any(cell.method == "FP" for cell in cells)
+        self.twins = {c.backbone: (c.top1, found) for c, found in zip(cells, self.found) if c.method == "FP"}
+
+    def _gap(self, cell, schedule, runs):
+        """What separates a cell from its backbone's full-precision network; the paper's in brackets."""
+        paper, twins = self.twins.get(cell.backbone, (None, {}))
+        if cell.method == "FP":
+            return "-"
+        gaps = []
+        if runs and twins:
+            twin = twins.get(schedule) or list(twins.values())[-1]
+            gaps.append(f"{_mean(runs) - _mean(twin.values()):+.2f}")
+        if self.with_paper and None not in (cell.top1, paper):
+            gaps.append(f"(paper {cell.top1 - paper:+.1f})")
+        return " ".join(gaps) or "-"
+
+    def rows(self):
+        for cell, found in zip(self.cells, self.found):
+            method = cell.method + (f", {cell.bits}" if cell.bits not in ("1/1", "32/32") else "")
+            paper = "-" if cell.top1 is None else f"{cell.top1:.1f}" + (f" / {cell.top5}" if cell.top5 else "")
+            for schedule, seeds in found.items() or [(None, {})]:
+                runs = list(seeds.values())
+                ours = mean_std([r.top1 for r in runs]) if runs else "cited" if cell.flags is None else "not run"
+                label = method + _differing(schedule, found)
+                yield [cell.backbone, label, paper, ours, self._gap(cell, schedule, runs)]
+
+    def markdown(self):
+        shown = (True, True, self.with_paper, True, self.with_gap)
+        lines = [HEADER, *self.rows()]
+        lines = [[text for text, is_shown in zip(line, shown) if is_shown] for line in lines]
+        return markdown_table(lines[0], lines[1:])
+
+    def commands(self):
+        """What was run, a line per cell and schedule, as shell commands below their comments."""
+        for cell, found in zip(self.cells, self.found):
+            for seeds in found.values():
+                runs = list(seeds.values())
+                best = statistics.mean(r.summary["top1_best"] for r in runs)
+                seconds = statistics.mean(r.summary["seconds"] for r in runs)
+                device = str(runs[0].summary["versions"].get("device"))
+                yield f"# {cell.backbone}, {cell.method}: best epoch {best:.2f} %, {seconds:.0f} s on {device!a}"
+                yield _command(runs[0])
+
+
+def _differing(schedule, schedules):
+    """What sets a schedule apart from the others of one cell: ", lr 0.1"."""
+    if len(schedules) < 2:
+        return ""
+    columns = zip(OPTIMIZER, zip(*(other[3:] for other in schedules)), schedule[3:])
+    return "".join(f", {name} {own}" for name, values, own in columns if len(set(values)) > 1)
+
+
+def _command(result):
+    """The command of a run without what differs between seeds and machines."""
+    words, skip = [], False
+    own = ("--output-dir", "--data-dir", "--seed")
+    try:
+        given = shlex.split(result.args.get("command", ""))
+    except ValueError:  # an open quotation: not what our trainer writes
+        given = []
+    for word in given:
+        if not skip and not word.startswith(own):
+            words.append(word)
+        skip = word in own
+    return shlex.join(words)
+
+
+def heading(results):
+    """What the runs of one table have in common."""
+    if not results:
+        return "No runs yet."
+    images, epochs = results[0].summary["images"], results[0].summary["epochs"]
+    papers = "" if all(_is_papers(r, family_of(r.args["dataset"])) for r in results) else ", not the paper's data"
+    return f"{results[0].data_name}{papers}: {images:,} test images, {epochs} epochs."
+
+
+def accuracy_table(table, results, data=None, commands=False):
+    """Markdown of a table of the paper: one per set of images and number of epochs, and of CIFAR and ImageNet cells.
+
+    data: only runs on the data of that name. Without it only those on CIFAR-10's images, in torchvision's form or in a
+    folder, and on ImageNet's; beside other images the paper's figures are left out, since they mean nothing there.
+    """
+    title, cells = TABLES[table]
+    lines, left_out = [f"### {title}"], set()
+    for family in (CIFAR, IMAGENET):
+        own = [cell for cell in cells if cell.family == family]
+        if not own:
+            continue
+        runs = _filled_by(own, [r for r in results if family_of(r.args["dataset"]) == family])
+        if data is None:
+            left_out |= {r.data_name for r in runs if not _is_papers(r, family)}
+            runs = [r for r in runs if _is_papers(r, family)]
+        else:
+            runs = of_data(runs, data)
+        for group in by_images(runs) or [[]]:
+            with_paper = all(_is_papers(r, family) for r in group)
+            images = _Images(own, group, with_paper)
+            lines += ["", heading(group), "", *images.markdown()]
+            if commands and group:
+                lines += ["", "```", *images.commands(), "```"]
+    lines += ["", NOTE + (f" {OWN_DATA}" if CIFAR in {cell.family for cell in cells} else "")]
+    if left_out:
+        names = ", ".join(f"`--data {name}`" for name in sorted(left_out))
+        lines += ["", f"Runs on other data are left out: {names} shows them."]
+    return "\n".join(lines)

@@ -1,0 +1,91 @@
+"""Plots of finished runs, each with its points in a CSV file beside it."""
+
+import csv
+import statistics
+from pathlib import Path
+
+from utils.command import UsageError
+from utils.tables.markdown import markdown_table
+from utils.tables.paper import TABLES
+from utils.tables.results import by_images, seeds_of
+
+LAMBDA_COLUMNS = ("method", "data", "epochs", "lambda", "top1_last", "seeds")
+CURVE_COLUMNS = ("run", "epoch", "test_top1")
+
+
+def lambda_points(results):
+    """Figure 7's points, rows of LAMBDA_COLUMNS: accuracy over lambda, a curve per method, data and epochs."""
+    points = []
+    for group in by_images(results):
+        for cell in TABLES["fig7"][1]:
+            for seeds in seeds_of(group, cell.flags).values():
+                runs = list(seeds.values())
+                name = cell.method.rsplit(", lambda", 1)[0]
+                accuracy = statistics.mean(r.top1 for r in runs)
+                curve = (name, runs[0].data_name, runs[0].summary["epochs"])
+                points.append((*curve, cell.flags["lam"], f"{accuracy:.2f}", len(runs)))
+    return sorted(points)
+
+
+def curve_points(results):
+    """Rows of CURVE_COLUMNS: test accuracy after every epoch of every run."""
+    return [
+        (r.name, epoch, f"{value:.2f}") for r in results for epoch, value in enumerate(r.column("test_top1"), start=1)
+    ]
+
+
+def curves_table(results):
+    """Markdown of what the plot shows, a line per run."""
+    rows = []
+    for r in results:
+        values = r.column("test_top1")
+        rows.append(
+            [r.name, r.data_name, len(values), *(f"{v:.2f}" for v in (values[(len(values) - 1) // 2], values[-1]))]
+        )
+    return "\n".join(markdown_table(["run", "data", "epochs", "half-way %", "last %"], rows))
+
+
+def _draw(curves, xlabel, ylabel, path, columns, points, **style):
+    """Lines {label: (xs, ys)} into an image file, and `points` into the CSV file beside it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for label, (xs, ys) in curves.items():
+        axes.plot(xs, ys, label=label, **style)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    if curves:
+        axes.legend(fontsize="small")
+    try:
+        figure.savefig(path, dpi=110)
+        with open(Path(path).with_suffix(".csv"), "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(points)
+    except ValueError as error:
+        raise UsageError(f"cannot write {path}: {error}") from None
+    finally:
+        pyplot.close(figure)
+
+
+def plot_lambda(results, path):
+    """Draw figure 7, accuracy over lambda, from the runs of its cells."""
+    points, curves = lambda_points(results), {}
+    for name, data, epochs, lam, accuracy, _ in points:
+        xs, ys = curves.setdefault(f"{name}: {data}, {epochs} epochs", ([], []))
+        xs.append(lam)
+        ys.append(float(accuracy))
+    _draw(curves, "λ", "top-1 accuracy after the last epoch (%)", path, LAMBDA_COLUMNS, points, marker="o")
+
+
+def plot_curves(results, path):
+    """Draw the test accuracy over the epochs, a line per run."""
+    points, curves = curve_points(results), {}
+    for name, epoch, accuracy in points:
+        xs, ys = curves.setdefault(name.removesuffix("/seed0"), ([], []))
+        xs.append(epoch)
+        ys.append(float(accuracy))
+    _draw(curves, "epoch", "top-1 accuracy on the test images (%)", path, CURVE_COLUMNS, points)
