@@ -34,8 +34,13 @@ IR2NET = {
     "resnet18": {"epochs": 600, "lr": 0.08},
     "vgg_small": {"epochs": 400, "lr": 0.08},
 }
-COMMON = {"batch_size": 128, "momentum": 0.9, "weight_decay": 1e-4, "t_min": 1e-3}
-# What a method's own recipe changes; t_min is EDE's.
+COMMON = {"batch_size": 128, "warmup_epochs": 0, "momentum": 0.9, "weight_decay": 1e-4, "t_min": 1e-3}
+# What a method's own recipe changes on every architecture, and on one; t_min is that of annealed estimators.
+METHOD_RECIPES = {
+    "rbnn": {"epochs": 1000, "lr": 0.1, "batch_size": 256, "warmup_epochs": 5, "t_min": 1e-2},
+    "recu": {"epochs": 600, "lr": 0.1, "batch_size": 256, "warmup_epochs": 5, "weight_decay": 5e-4},
+    "adabin": {"epochs": 400, "lr": 0.1},
+}
 RECIPES = {
     ("irnet", "resnet20"): {"epochs": 400, "lr": 0.1},
     ("irnet", "vgg_small"): {"epochs": 300, "lr": 0.007, "t_min": 1e-1},
@@ -47,7 +52,8 @@ IRNET_1W32A = {"resnet20": {"t_min": 1e-1}}
 def recipe(arch, method, activation_bits=1):
     """Hyper-parameters of `method` on `arch`: {flag: value}."""
     real = IRNET_1W32A.get(arch, {}) if method == "irnet" and activation_bits == 32 else {}
-    return {**COMMON, **IR2NET[arch], **RECIPES.get((method, arch), {}), **real}
+    own = {**METHOD_RECIPES.get(method, {}), **RECIPES.get((method, arch), {})}
+    return {**COMMON, **IR2NET[arch], **own, **real}
 
 
 def build_parser():
@@ -132,7 +138,7 @@ def main(argv=None):
     with Run(args.output_dir, resume=stored is not None, command=command_line("cifar.train", argv)) as run:
         step = build_step(args, model.to(device))
         optimizer = SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
-        scheduler = schedule(optimizer, "cosine", args.epochs * len(train))
+        scheduler = schedule(optimizer, "cosine", args.epochs, len(train), args.warmup_epochs)
         kept = {"network": network, "args": flag_values(args), "data": images}
         trainer = Trainer(step, optimizer, scheduler, precision, run, args, kept, teacher)
         if stored is not None:

@@ -44,31 +44,49 @@ COMMON = {
     "optimizer": "adam",
     "lr": 1e-3,
     "schedule": "cosine",
+    "warmup_epochs": 0,
     "teacher": "resnet34",
     "label_smoothing": 0.1,
     "lighting": 0.1,
     "color_jitter": False,
     "t_min": 1e-3,
 }
-# What a method's own recipe changes. IR-Net's paper leaves lr and batch size open: they are He et al.'s.
+# Trained in one stage, with labels and without ReActNet's augmentation, as ResNets are (He et al., CVPR 2016). IR-Net's
+# and AdaBin's papers leave what is open to He et al. too.
+ONE_STAGE = {
+    "stage": "single",
+    "batch_size": 256,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "momentum": 0.9,
+    "teacher": NONE,
+    "label_smoothing": 0.0,
+    "lighting": 0.0,
+}
+# What a method's own recipe changes.
 RECIPES = {
     "xnor": {"stage": "single"},  # its scale belongs to binary weights: there is no stage 1
-    "irnet": {
-        "stage": "single",
-        "epochs": 100,
-        "batch_size": 256,
-        "optimizer": "sgd",
-        "lr": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 1e-5,
-        "schedule": "step",
-        "teacher": NONE,
-        "label_smoothing": 0.0,
-        "lighting": 0.0,
-        "color_jitter": True,
-    },
+    "irnet": {**ONE_STAGE, "epochs": 100, "weight_decay": 1e-5, "schedule": "step", "color_jitter": True},
     "reactnet": {"epochs": 128, "lr": 2.5e-3, "schedule": "linear"},
     "sdbnn": {"schedule": "linear"},
+    "rbnn": {
+        **ONE_STAGE,
+        "epochs": 150,
+        "batch_size": 512,
+        "warmup_epochs": 5,
+        "weight_decay": 1e-4,
+        "t_min": 1e-2,
+    },
+    "recu": {
+        **ONE_STAGE,
+        "epochs": 200,
+        "batch_size": 512,
+        "warmup_epochs": 5,
+        "weight_decay": 1e-4,
+        "decay": "conv-fc",
+    },
+    "recu_twostage": {"weight_decay": 0.0},
+    "adabin": {**ONE_STAGE, "epochs": 120, "weight_decay": 1e-5},
 }
 WEIGHT_DECAY = {32: 1e-5, 1: 0.0}
 """Of the two stages: bits of the weights -> decay; binary weights are left alone."""
@@ -111,6 +129,7 @@ def add_imagenet_flags(parser):
     runtime_flag(group, "--teacher-weights", kept=True, default=DEFAULT, metavar="PATH", help=weights)
     group.add_argument("--label-smoothing", type=fraction, help="of the cross-entropy without a teacher")
     group.add_argument("--optimizer", choices=("adam", "sgd"), help="sgd has Nesterov's momentum")
+    group.add_argument("--decay", choices=tuple(DECAY), help="what is decayed; default: adam convs, sgd all")
     group.add_argument("--schedule", choices=tuple(SCHEDULES), help="of the learning rate")
     group.add_argument("--lighting", type=non_negative_float, help="standard deviation of the PCA colour jitter")
     group.add_argument("--color-jitter", action=BooleanOptionalAction, help="brightness, contrast, saturation, hue")
@@ -187,15 +206,28 @@ def stage_flags(args, stage):
     return args
 
 
+DECAY = {
+    "all": lambda name, module: True,
+    "convs": lambda name, module: isinstance(module, nn.Conv2d) and name.endswith(".weight"),
+    "conv-fc": lambda name, module: "conv" in name or "fc" in name,
+}
+"""--decay -> whether the parameter `name`, which `module` owns, is decayed: ReActNet leaves out all but the weights of
+convolutions, ReCU goes by the names."""
+
+
 def build_optimizer(args, model):
-    """Adam with decay on the weights of convolutions alone, as ReActNet has it, or SGD with decay on all, as IR-Net."""
+    """Adam or SGD; the weight decay is for the parameters that --decay says."""
+    owners = dict(model.named_modules())
+    is_decayed = DECAY[args.decay or ("all" if args.optimizer == "sgd" else "convs")]
+    groups = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[is_decayed(name, owners[name.rpartition(".")[0]])].append(parameter)
+    options = [{"params": groups[True], "weight_decay": args.weight_decay}, {"params": groups[False]}]
+    options = [group for group in options if group["params"]]
     if args.optimizer == "sgd":
         momentum = args.momentum or 0.0
-        return SGD(model.parameters(), args.lr, momentum, weight_decay=args.weight_decay, nesterov=momentum > 0)
-    weights = {module.weight for module in model.modules() if isinstance(module, nn.Conv2d)}
-    others = [parameter for parameter in model.parameters() if parameter not in weights]
-    decayed = [parameter for parameter in model.parameters() if parameter in weights]
-    return Adam([{"params": decayed, "weight_decay": args.weight_decay}, {"params": others}], args.lr)
+        return SGD(options, args.lr, momentum, nesterov=momentum > 0)
+    return Adam(options, args.lr)
 
 
 @command
@@ -263,7 +295,7 @@ def train_stage(given, stage, folder, batches, teacher, stored, argv):
         with distributed.fail_together():
             step = build_step(args, model.to(train.device))
             optimizer = build_optimizer(args, model)
-            scheduler = schedule(optimizer, args.schedule, args.epochs * len(train))
+            scheduler = schedule(optimizer, args.schedule, args.epochs, len(train), args.warmup_epochs)
             images = data.describe(train, test, args.image_size)
             kept = {"network": network, "args": flag_values(given), "data": images, "stage": stage}
             trainer = Trainer(step, optimizer, scheduler, precision, run, args, kept, teacher)

@@ -4,4 +4,4 @@
 source "$(dirname "$0")/setup.sh"
 flags=()
 if [ -n "${DATA_DIR:-}" ]; then flags=(--data-dir "$DATA_DIR"); fi
-python -m utils.verify "${flags[@]}" "$@"
+python -m utils.tables.verify "${flags[@]}" "$@"

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from image_tree import make_tree
 from PIL import Image
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -45,3 +46,8 @@ def fails(capsys):
         return stopped.value.code, lines[0]
 
     return run
+
+
+@pytest.fixture
+def small_tree(tmp_path):
+    return make_tree(tmp_path / "small", 6, 4)

@@ -128,3 +128,9 @@ def test_what_ires_masked(runs, capsys, fails):
 def test_a_folder_of_images_goes_by_its_name(runs, capsys):
     write_run(runs / "own", 70.0, dataset="folder", data_dir="data/my-images")
     assert "| own | my-images | 5 |" in "\n".join(lines(capsys, "runs", "--runs", runs))
+
+
+def test_only_what_was_run(runs, capsys):
+    out = lines(capsys, 1, "--runs", runs, "--data", "digits", "--finished")
+    assert not any("not run" in line for line in out)
+    assert any("IR²Net" in line for line in out)

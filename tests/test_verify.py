@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from cifar import data, train
-from utils import checkpoint, verify
+from utils import checkpoint
 from utils.checkpoint import load_model, packed
+from utils.tables import verify
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,9 @@ def _filled_by(cells, results):
 class _Images:
     """The cells of one family of networks, filled from runs on one set of images, for as many epochs."""
 
-    def __init__(self, cells, results, with_paper):
-        if results and not any(cell.top1 for cell in cells):  # a figure: what was not run has nothing to show
+    def __init__(self, cells, results, with_paper, finished=False):
+        finished = finished or not any(cell.top1 for cell in cells)  # a figure: what was not run has nothing to show
+        if results and finished:
             cells = [cell for cell in cells if seeds_of(results, cell.flags)]
         self.cells = cells
         self.with_paper = with_paper and any(cell.top1 for cell in cells)
@@ -117,11 +118,12 @@ def heading(results):
     return f"{results[0].data_name}{papers}: {images:,} test images, {epochs} epochs."
 
 
-def accuracy_table(table, results, data=None, commands=False):
+def accuracy_table(table, results, data=None, commands=False, finished=False):
     """Markdown of a table of the paper: one per set of images and number of epochs, and of CIFAR and ImageNet cells.
 
     data: only runs on the data of that name. Without it only those on CIFAR-10's images, in torchvision's form or in a
     folder, and on ImageNet's; beside other images the paper's figures are left out, since they mean nothing there.
+    commands: what was run, below. finished: only cells with runs.
     """
     title, cells = TABLES[table]
     lines, left_out = [f"### {title}"], set()
@@ -137,7 +139,7 @@ def accuracy_table(table, results, data=None, commands=False):
             runs = of_data(runs, data)
         for group in by_images(runs) or [[]]:
             with_paper = all(_is_papers(r, family) for r in group)
-            images = _Images(own, group, with_paper)
+            images = _Images(own, group, with_paper, finished)
             lines += ["", heading(group), "", *images.markdown()]
             if commands and group:
                 lines += ["", "```", *images.commands(), "```"]

@@ -5,7 +5,7 @@ from argparse import BooleanOptionalAction, Namespace
 from models import METHODS, RECOVERIES, STRUCTURES, VARIANTS
 from modules.activations import ACTIVATIONS
 from modules.restriction import VARIANTS as IRES_VARIANTS
-from utils.command import ede_t, fraction, non_negative_float, positive_float, positive_int, seed
+from utils.command import ede_t, fraction, non_negative_float, non_negative_int, positive_float, positive_int, seed
 from utils.training.runtime import AMP
 
 
@@ -50,6 +50,7 @@ def add_training_flags(parser):
     group.add_argument("--epochs", type=positive_int)
     group.add_argument("--batch-size", type=positive_int)
     group.add_argument("--lr", type=positive_float, help="at the start; it falls to 0 step by step")
+    group.add_argument("--warmup-epochs", type=non_negative_int, metavar="N", help="the rate rises in N equal steps")
     group.add_argument("--momentum", type=fraction)
     group.add_argument("--weight-decay", type=non_negative_float)
     group.add_argument("--t-min", type=ede_t, help="EDE's t in the first epoch")

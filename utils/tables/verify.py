@@ -62,7 +62,7 @@ def may_differ(images):
 
 
 def build_parser():
-    parser = Parser(prog="utils.verify", description=__doc__.splitlines()[0])
+    parser = Parser(prog="utils.tables.verify", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoints", metavar="DIR", default="checkpoints")
     parser.add_argument("--results", metavar="DIR", default="results")
     parser.add_argument("--data-dir", metavar="DIR", help="CIFAR-10, as torchvision has it or DIR/test/<class>/")
