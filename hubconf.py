@@ -5,6 +5,7 @@ from pathlib import Path as _Path
 
 try:
     from models import build_model as _build_model
+    from models import describe_network as _describe_network
     from models import family_of as _family_of
     from utils.checkpoint import open_model as _open_model
     from utils.command import UsageError as _UsageError
@@ -28,14 +29,14 @@ def _network(method, arch, checkpoint, weight_bits, activation_bits, network):
     if checkpoint is None:
         bits = {"weight_bits": weight_bits or 1, "activation_bits": activation_bits or 1}
         return _build_model(arch or "resnet20", method=method, **bits, **network)
-    model, found = _open_model(checkpoint, weight_bits, activation_bits)
-    asked = {"method": method} | ({"arch": arch} if arch else {}) | network
-    for name, value in asked.items():
-        held = found.network.get(name)
-        if name == "dataset":  # a checkpoint may come from any data set of its family
-            held, value = _family_of(held), _family_of(value)
-        if value is not None and held != value:
-            raise _UsageError(f"{checkpoint} has {name} {held}, not {value}")
+    model, contents = _open_model(checkpoint, weight_bits, activation_bits, network.get("structure"))
+    stored = _describe_network(**contents.network)
+    requested = {"method": method, "arch": arch, **network}
+    family = requested.pop("dataset", None) and _family_of(network["dataset"])  # it may come from any of its family
+    for name, value in {**requested, "family": family}.items():
+        own = getattr(stored, name, contents.network.get(name))
+        if value is not None and own != value:
+            raise _UsageError(f"{checkpoint} has {name} {own}, not {value}")
     return model
 
 
@@ -65,3 +66,23 @@ def sdbnn(arch=None, checkpoint=None, weight_bits=None, activation_bits=None, **
 def reactnet(arch=None, checkpoint=None, weight_bits=None, activation_bits=None, **network):
     """ReActNet; arguments as of `ir2net`, without its head."""
     return _network("reactnet", arch, checkpoint, weight_bits, activation_bits, network)
+
+
+def rbnn(arch=None, checkpoint=None, weight_bits=None, activation_bits=None, **network):
+    """RBNN; arguments as of `ir2net`, without its head. A released ResNet-20 needs structure="normal" or "bireal"."""
+    return _network("rbnn", arch, checkpoint, weight_bits, activation_bits, network)
+
+
+def recu(arch=None, checkpoint=None, weight_bits=None, activation_bits=None, **network):
+    """ReCU; arguments as of `ir2net`, without its head."""
+    return _network("recu", arch, checkpoint, weight_bits, activation_bits, network)
+
+
+def recu_twostage(arch=None, checkpoint=None, weight_bits=None, activation_bits=None, **network):
+    """ReCU in ReActNet's network; arguments as of `ir2net`, without its head."""
+    return _network("recu_twostage", arch, checkpoint, weight_bits, activation_bits, network)
+
+
+def adabin(arch=None, checkpoint=None, weight_bits=None, activation_bits=None, **network):
+    """AdaBin; arguments as of `ir2net`, without its head."""
+    return _network("adabin", arch, checkpoint, weight_bits, activation_bits, network)

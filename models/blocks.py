@@ -4,38 +4,41 @@ conv and act are factories: `conv(in_channels, out_channels, kernel_size, stride
 convolution of a block, `act(channels)` its nonlinearity, `shortcut(in_channels, out_channels, stride)` the path around.
 """
 
-import contextlib
+from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
 
-def no_autocast(device):
-    """Context in which logits are computed in float32, whatever the features before them were computed in."""
-    if device.type == "meta":  # nothing is computed there, and autocast does not know it
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
-
-
 class PadShortcut(nn.Module):
-    """Subsample and pad with zero channels on both sides: option A of He et al., CVPR 2016. No parameters."""
+    """Halve the size and pad with zero channels on both sides. No parameters.
 
-    def __init__(self, in_channels, out_channels, stride):
+    average: whether pixels are averaged, as ReCU (Xu et al., ICCV 2021) has it, or every second is taken: option A of
+    He et al., CVPR 2016.
+    """
+
+    def __init__(self, in_channels, out_channels, stride, average=False):
         super().__init__()
         self.stride = stride
+        self.window = stride if average else 1
         self.extra = out_channels - in_channels
 
     def forward(self, x):
         before = self.extra // 2
-        x = F.avg_pool2d(x, 1, self.stride)  # what a slice would take, but its gradient keeps the memory format
+        # With a window of 1 it is what a slice would take, but its gradient keeps the memory format.
+        x = F.avg_pool2d(x, self.window, self.stride, ceil_mode=True)
         return F.pad(x, (0, 0, 0, 0, before, self.extra - before))
 
+    def extra_repr(self):
+        return f"stride={self.stride}, window={self.window}"
 
-def conv_shortcut(in_channels, out_channels, stride):
-    """Strided full-precision 1x1 convolution, BatchNorm."""
-    conv = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+_full_precision = partial(nn.Conv2d, bias=False)
+
+
+def conv_shortcut(in_channels, out_channels, stride, conv=_full_precision):
+    """Strided 1x1 convolution, of full precision unless `conv` says otherwise, and BatchNorm."""
+    return nn.Sequential(conv(in_channels, out_channels, 1, stride=stride), nn.BatchNorm2d(out_channels))
 
 
 def avgpool_shortcut(in_channels, out_channels, stride):

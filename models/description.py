@@ -30,6 +30,8 @@ RESNET = {
     "feature_norm": True,
     "feature_relu": False,
     "log_softmax": False,
+    "norm_gain": 1.0,
+    "kaiming": True,
 }
 BACKBONES = {
     (CIFAR, "resnet20"): RESNET,

@@ -9,6 +9,7 @@ from torch import nn
 from models.blocks import BasicBlock, BiRealBlock
 from models.resnet import ResNet
 from models.vgg import VGGSmall
+from modules.activations import LearnedShift, SelfDistributionShift
 from modules.conv import BinaryConv2d
 from modules.inference.fused import BLOCK, PointwiseConv2d, Stem
 from modules.inference.xnor import (
@@ -124,8 +125,11 @@ def _conv(conv):
     """(packed convolution, its scale or None)."""
     if conv.weight_bits != 1:
         raise ValueError("weights of 32 bits cannot be packed: the network needs 1-bit weights")
+    _, scale, offset = conv.binary_weight()
+    known = conv.input_transform is None or isinstance(conv.input_transform, LearnedShift | SelfDistributionShift)
+    if offset is not None or not known or (conv.activation_bits == 1 and not conv.has_sign_inputs):
+        raise ValueError("no packed form yet of the method's weights or activations")
     packed = XnorConv2d(conv) if conv.activation_bits == 1 else UnpackedConv2d(conv)
-    scale = conv.binary_weight()[1]
     return packed, None if scale is None else scale.detach()
 
 
@@ -152,7 +156,9 @@ def _plain(layer):
     if len(layer) == 3:
         return _block(*layer)
     conv, pool, norm, act = layer
-    conv, scale = _conv(conv)  # the scale is not negative: it may as well follow the pooling
+    conv, scale = _conv(conv)
+    if scale is not None and (scale < 0).any():
+        raise ValueError("no packed form yet of a negative scale before a pooling")
     return nn.Sequential(conv, pool, Finish.after(norm, act, scale=scale))
 
 

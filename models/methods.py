@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from functools import partial
 
-from modules.activations import LearnedShift, SelfDistributionShift
-from modules.binarize import EDE, BiRealSTE, ClipSTE
+from modules.activations import ImageScale, ImageStandardization, LearnedShift, SelfDistributionShift, ShiftedImageScale
+from modules.binarize import EDE, AdaptiveSign, BiRealSTE, ClipSTE, IdentitySTE, TrainingAwareSTE
 from modules.conv import BinaryConv2d
-from modules.weights import ChannelScale, LibraPB, SelfDistribution
+from modules.weights import ChannelDistribution, ChannelScale, LibraPB, RectifiedClamp, Rotation, SelfDistribution
 
 CIFAR, IMAGENET = "cifar", "imagenet"
 
@@ -65,6 +65,14 @@ _IRNET_1W32A = {
     CIFAR: {"act": "relu", "structure": "normal", "stem_act": False, "feature_relu": True},
     IMAGENET: {"act": "relu", "structure": "normal"},
 }
+_RECU_CONV = {
+    "weight_binarizer": IdentitySTE,
+    "activation_binarizer": BiRealSTE,
+    "weight_transform": RectifiedClamp,
+    "input_transform": ImageScale,
+}
+# A shortcut around every convolution, BatchNorm gains that start at nearly nothing.
+_QUIET_IMAGENET = {"act": "hardtanh", "shortcut": "conv", "norm_gain": 1e-8}
 
 METHODS = {
     "bireal": Method(
@@ -112,5 +120,45 @@ METHODS = {
         ),
         network={CIFAR: {"act": "rprelu"}, IMAGENET: {"act": "rprelu", **_BARE_IMAGENET}},
         refused={(1, 32): "reactnet learns where binary activations change sign: it needs --activation-bits 1"},
+    ),
+    "rbnn": Method(
+        "RBNN: weights rotated towards their signs",
+        conv=_both(
+            weight_binarizer=TrainingAwareSTE,
+            activation_binarizer=partial(TrainingAwareSTE, floor=1.0),
+            weight_transform=Rotation,
+            input_transform=ImageStandardization,
+        ),
+        network={
+            CIFAR: {"act": "hardtanh"},
+            (CIFAR, "resnet20"): {"norm_gain": 1e-8},
+            (CIFAR, "resnet18"): {"shortcut": "binary", "stem_act": False, "kaiming": False},
+            IMAGENET: _QUIET_IMAGENET,
+        },
+    ),
+    "recu": Method(
+        "ReCU: weights in the tails brought back",
+        conv=_both(**_RECU_CONV),
+        network={
+            CIFAR: {"act": "hardtanh"},
+            (CIFAR, "resnet20"): {"shortcut": "avgpool_pad"},
+            (CIFAR, "resnet18"): {"shortcut": "avgpool_pad", "stem_act": False},
+            IMAGENET: _QUIET_IMAGENET,
+        },
+    ),
+    "recu_twostage": Method(
+        "ReCU in ReActNet's network, for two-stage training",
+        conv=_both(**{**_RECU_CONV, "input_transform": ShiftedImageScale}),
+        network={CIFAR: {"act": "rprelu"}, IMAGENET: {"act": "rprelu", **_BARE_IMAGENET}},
+        refused={(1, 32): "recu_twostage learns where binary activations change sign: it needs --activation-bits 1"},
+    ),
+    "adabin": Method(
+        "AdaBin: two values of its own for weights and activations",
+        conv=_both(weight_binarizer=EDE, activation_binarizer=AdaptiveSign, weight_transform=ChannelDistribution),
+        network={
+            CIFAR: {"act": "maxout"},
+            (CIFAR, "resnet18"): {"structure": "bireal"},
+            IMAGENET: {"act": "maxout", "shortcut": "avgpool"},
+        },
     ),
 }

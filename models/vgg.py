@@ -4,7 +4,9 @@ import math
 
 from torch import nn
 
-from models.blocks import Network, no_autocast
+from models.blocks import Network
+from modules.conv import start_transforms
+from modules.precision import no_autocast
 
 
 class VGGSmall(Network):
@@ -42,6 +44,7 @@ class VGGSmall(Network):
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
+        start_transforms(self)
 
     def features(self, images):
         stem = self.act0(self.bn0(self.conv0(images)))

@@ -36,6 +36,58 @@ class SelfDistributionShift(nn.Module):
         return x + torch.sigmoid(shift)[:, :, None, None]
 
 
+class ImageStandardization(nn.Module):
+    """(x - mean) / std over (C, H, W) of each image of x (N, C, H, W), with the unbiased std; in evaluation too.
+
+    Source: RBNN, Lin et al., NeurIPS 2020.
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+
+    def forward(self, x):
+        x = x - x.mean((1, 2, 3), keepdim=True)
+        return x / x.std((1, 2, 3), keepdim=True)
+
+
+class ImageScale(nn.Module):
+    """x / sqrt(variance + 1e-5) over (C, H, W) of each image of x (N, C, H, W), in training; x in evaluation.
+
+    The sign that follows is the same with and without it: it keeps the gradient's window at the activations' width.
+
+    Source: ReCU, Xu et al., ICCV 2021.
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+
+    def forward(self, x):
+        return x / (x.var((1, 2, 3), keepdim=True) + 1e-5).sqrt() if self.training else x
+
+
+class ShiftedImageScale(nn.Sequential):
+    """A learned shift, then `ImageScale`: ReCU's convolution in ReActNet's network."""
+
+    def __init__(self, channels):
+        super().__init__(LearnedShift(channels), ImageScale(channels))
+
+
+class Maxout(nn.Module):
+    """pos * relu(x) - neg * relu(-x), learned per channel; they start at 1 and 0.25, and may become negative.
+
+    Source: AdaBin, Tu et al., ECCV 2022.
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+        self.pos = nn.Parameter(torch.ones(channels))
+        self.neg = nn.Parameter(torch.full((channels,), 0.25))
+
+    def forward(self, x):
+        pos, neg = (slope.view(-1, 1, 1) for slope in (self.pos, self.neg))
+        return pos * torch.relu(x) - neg * torch.relu(-x)
+
+
 class RPReLU(nn.Sequential):
     """Learned shift, PReLU per channel, learned shift (ReActNet, Liu et al., ECCV 2020, equation 5)."""
 
@@ -49,5 +101,6 @@ ACTIVATIONS = {
     "relu": lambda channels: nn.ReLU(inplace=True),
     "prelu": nn.PReLU,
     "rprelu": RPReLU,
+    "maxout": Maxout,
 }
 """Name -> function of the number of channels that makes the activation."""

@@ -56,6 +56,41 @@ class _EDESign(torch.autograd.Function):
         return (x * t).tanh_().square_().neg_().add_(1).mul_(k * t).mul_(grad), None, None
 
 
+class _IdentitySign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return binary_sign(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class _TriangleSign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, k, t):
+        ctx.save_for_backward(x, k, t)
+        return binary_sign(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, k, t = ctx.saved_tensors
+        slope = x.abs().mul_(-t.square()).add_(math.sqrt(2) * t).mul_(k).clamp_(min=0)
+        return slope.mul_(grad), None, None
+
+
+class IdentitySTE(nn.Module):
+    """Straight-through estimator, not clipped: forward sign(x); gradient 1 everywhere.
+
+    For weights that are clamped before their sign is taken, as in ReCU, Xu et al., ICCV 2021.
+    """
+
+    returns_signs = True
+
+    def forward(self, x):
+        return _IdentitySign.apply(x)
+
+
 class ClipSTE(nn.Module):
     """Straight-through estimator, clipped: forward sign(x); gradient 1 where |x| <= 1, else 0.
 
@@ -108,3 +143,57 @@ class EDE(nn.Module):
 
     def forward(self, x):
         return _EDESign.apply(x, self.k, self.t)
+
+
+class TrainingAwareSTE(nn.Module):
+    """Triangular estimator that narrows: forward sign(x); gradient max(0, k * (sqrt(2) t - t² |x|)).
+
+    t = t_min * (T_MAX / t_min)^progress, not below `floor`; k = max(1 / t, 1), so that it is 1 where the floor is 1. As
+    in EDE, t and k are no part of a checkpoint, and buffers so that a compiled step need not recompile.
+
+    Source: RBNN, Lin et al., NeurIPS 2020, whose activations have a floor of 1.
+    """
+
+    returns_signs = True
+    T_MAX = 10.0
+
+    def __init__(self, t_min=1e-2, floor=0.0):
+        super().__init__()
+        self.t_min = t_min
+        self.floor = floor
+        self.register_buffer("k", torch.ones(()), persistent=False)
+        self.register_buffer("t", torch.ones(()), persistent=False)
+        self.set_progress(0.0)
+
+    def set_progress(self, progress):
+        """For progress in [0, 1]; {"sign_t"}, t before the floor."""
+        unfloored = self.t_min * (self.T_MAX / self.t_min) ** progress
+        t = max(unfloored, self.floor)
+        self.t.fill_(t)
+        self.k.fill_(max(1 / t, 1))
+        return {"sign_t": unfloored}
+
+    def forward(self, x):
+        return _TriangleSign.apply(x, self.k, self.t)
+
+    def extra_repr(self):
+        return f"floor={self.floor}"
+
+
+class AdaptiveSign(nn.Module):
+    """Two values for activations, wherever they are needed: alpha * (sign((x - beta) / alpha) + beta).
+
+    alpha and beta are learned, one of each, and start at 1 and 0; sign has the Bi-Real gradient. The values are not -1
+    and +1, so that it does not say `returns_signs`.
+
+    Source: AdaBin, Tu et al., ECCV 2022.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.sign = BiRealSTE()
+        self.alpha = nn.Parameter(torch.ones(()))
+        self.beta = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return self.alpha * (self.sign((x - self.beta) / self.alpha) + self.beta)

@@ -33,17 +33,18 @@ class _SignConv2d(torch.autograd.Function):
 
 
 class BinaryConv2d(nn.Conv2d):
-    """conv(sign(input_transform(x)), sign(weight_transform(w)) * scale), with nn.Conv2d's arguments and these:
+    """conv(sign(input_transform(x)), sign(weight_transform(w)) * scale + offset), with nn.Conv2d's arguments and these:
 
     weight_bits, activation_bits: 1 binarizes, 32 leaves as it is; (32, 32) is nn.Conv2d exactly.
     weight_binarizer, activation_binarizer: factories of a module of `modules.binarize`.
-    weight_transform: None, or a factory of a module of `modules.weights`, given the output channels.
+    weight_transform: None, or a factory of a module of `modules.weights`, given the weight's shape.
     input_transform: None, or a factory of a module of `modules.activations`, given the input channels.
 
     Where the activation binarizer says `returns_signs`, its signs are kept for the backward pass in 8 bits.
     What belongs to a side of 32 bits is not made at all, so that no parameter is without a gradient.
     Input (N, C_in, H, W), output (N, C_out, H', W'). Padding adds zeros after the sign.
-    Raises ValueError for other bit widths. Source: equation (2), with (4)'s scale where a method has one.
+    Raises ValueError for other bit widths. Source: equation (2), with (4)'s scale where a method has one,
+    and an offset where it has that.
     """
 
     def __init__(
@@ -67,25 +68,40 @@ class BinaryConv2d(nn.Conv2d):
         self.weight_transform = self.weight_binarizer = None
         self.input_transform = self.activation_binarizer = None
         if weight_bits == 1:
-            self.weight_transform = weight_transform and weight_transform(self.out_channels)
+            self.weight_transform = weight_transform and weight_transform(self.weight.shape)
             self.weight_binarizer = weight_binarizer()
         if activation_bits == 1:
             self.input_transform = input_transform and input_transform(self.in_channels)
             self.activation_binarizer = activation_binarizer()
+        self.start_transform()
+
+    def start_transform(self):
+        """Let what the weight transform learns start from the present weights, if it does."""
+        if hasattr(self.weight_transform, "start_from"):
+            self.weight_transform.start_from(self.weight)
+
+    def start_epoch(self):
+        """Let the weight transform fit its buffers to the present weights, if it does."""
+        if hasattr(self.weight_transform, "fit_to"):
+            self.weight_transform.fit_to(self.weight)
 
     def binary_weight(self):
-        """(signs, scale): signs (C_out, C_in, kH, kW) of -1 and +1; scale (C_out, 1, 1, 1), or None."""
-        weight, scale = self.weight, None
+        """(signs, scale, offset) of the used weights signs * scale + offset; the last two may be None.
+
+        signs (C_out, C_in, kH, kW) of -1 and +1; scale and offset (C_out, 1, 1, 1).
+        """
+        weight, scale, offset = self.weight, None, None
         if self.weight_transform is not None:
-            weight, scale = self.weight_transform(weight)
-        return self.weight_binarizer(weight), scale
+            weight, scale, offset = self.weight_transform(weight)
+        return self.weight_binarizer(weight), scale, offset
 
     def quantized_weight(self):
         """The weights that the convolution uses, shaped as the latent ones."""
         if self.weight_bits == 32:
             return self.weight
-        signs, scale = self.binary_weight()
-        return signs if scale is None else signs * scale
+        weight, scale, offset = self.binary_weight()
+        weight = weight if scale is None else weight * scale
+        return weight if offset is None else weight + offset
 
     def quantized_input(self, x):
         """The activations that the convolution uses, shaped as x."""
@@ -109,6 +125,13 @@ class BinaryConv2d(nn.Conv2d):
 
     def extra_repr(self):
         return f"{super().extra_repr()}, bits={self.weight_bits}/{self.activation_bits}"
+
+
+def start_transforms(model):
+    """Let the weight transforms of `model` start from its weights, once these are initialised or come from a file."""
+    for module in model.modules():
+        if isinstance(module, BinaryConv2d):
+            module.start_transform()
 
 
 @contextlib.contextmanager

@@ -67,6 +67,26 @@ def test_the_figure_shows_the_maps_and_the_masked_image(files):
     assert figure.axes[-1].get_title() == f"IRes: {1 - mask.mean().item():.0%} masked"
 
 
+def test_an_image_has_the_height_and_width_of_the_network(files, tmp_path, monkeypatch):
+    checkpoints, image = files
+    assert attention.read_image(image, 20).shape == (3, 20, 20)
+    payload = checkpoint.read(checkpoints[0])
+    checkpoint.save(checkpoints[0], payload | {"data": {"image_size": [24, 40]}})
+    seen = []
+    figure_of = attention.figure_of
+
+    def noting(networks, pictures, *args):
+        seen.append(pictures[0][1](networks[0][2]))
+        return figure_of(networks, pictures, *args)
+
+    monkeypatch.setattr(attention, "figure_of", noting)
+    attention.main(["--checkpoint", str(checkpoints[0]), "--images", str(image), "--output", str(tmp_path / "x.png")])
+    with Image.open(image) as whole:  # 80x50 covers 40x24 at a scale of 0.5
+        middle = whole.resize((40, 24), Image.Resampling.BILINEAR, box=(0, 1, 80, 49))
+    assert seen[0].shape == (3, 24, 40)
+    assert torch.allclose(seen[0] * 255, torch.from_numpy(np.array(middle)).permute(2, 0, 1).float(), atol=1.01)
+
+
 def test_test_images_are_picked_by_number(files, tmp_path, capsys, fails):
     out = tmp_path / "figure.png"
     flags = ["--checkpoint", str(files[0][0]), "--dataset", "digits", "--output", str(out)]

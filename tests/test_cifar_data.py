@@ -1,6 +1,10 @@
 """Data: decoding, caching, splits, augmentation."""
 
+import fcntl
+import hashlib
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +14,9 @@ from PIL import Image
 
 from cifar import data, folder
 from utils.command import RunError, UsageError
+from utils.images import scan
+
+PLAIN = "7bea7a7d3b5c"
 
 
 def image_set(n=64, size=32, flip=True):
@@ -103,13 +110,107 @@ def test_an_image_that_is_none_is_named(tmp_path):
         data.load("folder", tmp_path, progress=False)
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_more_than_8_bits_are_refused_rather_than_clipped(mode, tmp_path):
-    write_images(tmp_path / "train", 1)
-    write_images(tmp_path / "test", 1)
-    Image.new(mode, (32, 32)).save(tmp_path / "train" / "dark" / "deep.tif")
-    with pytest.raises(RunError, match="8 bits"):
+@pytest.mark.parametrize(("size", "expected"), [(None, (32, 48)), (16, (16, 16)), ([8, 24], (8, 24)), ((9, 9), (9, 9))])
+def test_images_have_the_height_and_width_that_is_asked_for(size, expected, tmp_path, monkeypatch):
+    write_images(tmp_path / "train", 2, size=(48, 32))
+    write_images(tmp_path / "test", 2, size=(48, 32))
+    train, test = data.load("folder", tmp_path, image_size=size, progress=False)
+    assert train.images.shape == (4, 3, *expected)
+    image = Image.open(tmp_path / "test" / "dark" / "1.png").resize(expected[::-1], Image.Resampling.BILINEAR)
+    assert torch.equal(test.images[1], torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    monkeypatch.setattr(folder, "decode_all", None)  # from the cache
+    assert torch.equal(data.load("folder", tmp_path, image_size=size, progress=False)[0].images, train.images)
+    assert data.labels("folder", train, test)["image_size"] == list(expected)
+
+
+def test_a_size_that_the_data_have_is_no_mistake():
+    assert data.load("digits", image_size=(32, 32))[0].images.shape[2:] == (32, 32)
+    with pytest.raises(UsageError, match="--image-size goes with --dataset folder"):
+        data.load("digits", image_size=64)
+
+
+def test_fingerprints_and_keys_of_a_plain_folder_are_for_ever(tmp_path):
+    """Runs resume by the one, and folders are decoded once by the other."""
+    write_images(tmp_path / "train", 3, size=(40, 30), classes=("dark", "Light.x", "10"))
+    for file in tmp_path.rglob("*.png"):
+        os.utime(file, ns=(1, 10**18))
+    (train,) = data.load("folder", tmp_path, progress=False, splits=("train",))
+    assert train.fingerprint() == PLAIN
+    files = [file for file, _ in scan(tmp_path / "train")[1]]
+    for size, said in ((None, "None"), ((16, 16), "16")):
+        digest = hashlib.sha256(said.encode())
+        for file in map(Path, files):
+            digest.update(f"{file.relative_to(tmp_path / 'train')}|{file.stat().st_size}|{10**18}\n".encode())
+        assert folder._key(tmp_path / "train", files, size) == digest.hexdigest()
+
+
+def test_corrupt_images_are_left_out_on_request(tmp_path, capsys):
+    write_images(tmp_path / "train", 3)
+    write_images(tmp_path / "test", 3)
+    (tmp_path / "train" / "dark" / "0.png").write_text("not an image")
+    os.symlink("nowhere", tmp_path / "train" / "light" / "broken.png")
+    for _ in range(2):  # the second time from the cache
+        train, test = data.load("folder", tmp_path, progress=False, skip_corrupt=True)
+        assert (len(train), train.skipped, test.skipped) == (5, 2, 0)
+        assert train.labels.tolist() == [0, 0, 1, 1, 1]
+        assert "skipped: 2 images that cannot be read" in capsys.readouterr().err
+    with pytest.raises(RunError, match=r"dark/0\.png is not an image .*--skip-corrupt"):
         data.load("folder", tmp_path, progress=False)
+
+
+def interrupted_savez(file, **content):
+    file.write(b"half of it")
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_cache_leaves_nothing_behind(tmp_path, monkeypatch):
+    write_images(tmp_path / "train", 2)
+    stale = tmp_path / ".train-own.cache.99.tmp.npz"
+    stale.write_bytes(b"of a process that was killed")
+    written = tmp_path / ".train-own.cache.98.tmp.npz"
+    with open(written, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        monkeypatch.setattr(folder.np, "savez", interrupted_savez)
+        with pytest.raises(KeyboardInterrupt):
+            data.load("folder", tmp_path, progress=False, splits=("train",))
+        assert [path.name for path in tmp_path.glob(".*")] == [written.name]
+    monkeypatch.undo()
+    data.load("folder", tmp_path, progress=False, splits=("train",))
+    assert [path.name for path in tmp_path.glob(".*")] == [".train-own.cache.npz"]
+
+
+def test_read_only_data_and_no_home(tmp_path, monkeypatch):
+    write_images(tmp_path / "train", 2)
+
+    def refuse(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(folder, "open", refuse, raising=False)
+    assert len(data.load("folder", tmp_path, progress=False, splits=("train",))[0]) == 4
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_want_of_memory_says_how_much_the_data_need(tmp_path, monkeypatch, fails):
+    write_images(tmp_path / "train", 2)
+    monkeypatch.setattr(folder.np, "empty", lambda *args: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(RunError, match=r"4 images of 32x32 need 0\.0 GB on cpu.*smaller --image-size"):
+        data.load("folder", tmp_path, progress=False, splits=("train",))
+    monkeypatch.undo()
+
+    def too_large(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.Tensor, "to", too_large)
+    with pytest.raises(RunError, match=r"out of memory: 64 images of 40x40 need"):
+        data.Batches(image_set(), 32, train=True)
+    with pytest.raises(RuntimeError, match="another"), folder.memory_for(1, (1, 1)):
+        raise RuntimeError("another")
 
 
 def test_missing_cifar_says_what_to_do(tmp_path):

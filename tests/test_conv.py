@@ -50,7 +50,7 @@ def test_other_bits_are_refused(bits):
 
 def test_libra_pb_against_float64():
     w = torch.randn(6, 4, 3, 3) * 0.3 + 0.1
-    standard, scale = LibraPB(6)(w)
+    standard, scale, _ = LibraPB(w.shape)(w)
     flat = w.double().flatten(1)
     centred = flat - flat.mean(1, keepdim=True)
     expected = centred / (centred.square().sum(1, keepdim=True) / (flat.shape[1] - 1)).sqrt()
@@ -62,13 +62,13 @@ def test_libra_pb_against_float64():
 
 def test_libra_pb_scale_carries_no_gradient():
     w = torch.randn(6, 4, 3, 3, requires_grad=True)
-    assert not LibraPB(6)(w)[1].requires_grad
+    assert not LibraPB(w.shape)(w)[1].requires_grad
 
 
 def test_channel_scale_is_the_mean_magnitude():
     w = torch.randn(6, 4, 3, 3, requires_grad=True)
     for detach in (False, True):
-        weights, scale = ChannelScale(6, detach=detach)(w)
+        weights, scale, _ = ChannelScale(w.shape, detach=detach)(w)
         assert weights is w
         assert scale.requires_grad is not detach
         for channel in range(6):
@@ -76,9 +76,9 @@ def test_channel_scale_is_the_mean_magnitude():
 
 
 def test_self_distribution_of_weights():
-    transform = SelfDistribution(6)
     w = torch.randn(6, 4, 3, 3) + 1
-    shifted, scale = transform(w)
+    transform = SelfDistribution(w.shape)
+    shifted, scale, _ = transform(w)
     assert scale is None
     assert torch.allclose(shifted, w + 0.5 * 0.01 * w.mean((1, 2, 3), keepdim=True))
     shifted.sum().backward()

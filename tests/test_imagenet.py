@@ -209,6 +209,23 @@ def test_a_corrupt_image_is_named_or_counted(small_tree, capsys, workers):
     assert capsys.readouterr().err.count(str(broken[1])) == 1
 
 
+def test_without_a_readable_image_training_ends_too(small_tree):
+    for path in (small_tree / "train").rglob("*.*"):
+        path.write_bytes(b"not an image")
+    with pytest.raises(RunError, match=r"none of the 24 images of .*train can be read"):
+        list(build(small_tree, skip_corrupt=True).epoch(0))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("unable to mmap: Cannot allocate memory")])
+def test_want_of_memory_in_loading_says_what_helps(small_tree, monkeypatch, error):
+    def too_large(path):
+        raise error
+
+    monkeypatch.setattr(batches, "read_image", too_large)
+    with pytest.raises(RunError, match=r"out of memory while loading images: 0 workers .* fewer --workers"):
+        list(build(small_tree).epoch(0))
+
+
 # ---------------------------------------------------------------- losses, recipes, teachers
 
 

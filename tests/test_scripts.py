@@ -134,3 +134,54 @@ def test_cells_skip_resume_and_report_failures(tmp_path):
     assert "the table" in result.stdout
     assert "broken/seed0: failed: bad" in result.stderr
     assert result.returncode == 1
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """What a script needs to believe that setup.sh has nothing to do, and a stand-in for every program it runs."""
+    bin_ = tmp_path / "venv" / "bin"
+    bin_.mkdir(parents=True)
+    for name in ("python", "torchrun", "srun", "scontrol"):
+        (bin_ / name).write_text('#!/bin/bash\necho "$0 $*" >> "$LOG"\n')
+        (bin_ / name).chmod(0o755)
+    stamp = subprocess.run("cksum < requirements.txt", shell=True, cwd=ROOT, capture_output=True, check=True).stdout
+    (tmp_path / "venv" / "requirements.stamp").write_bytes(stamp)
+    settings = {"VENV": str(tmp_path / "venv"), "RUNS": str(tmp_path / "runs"), "LOG": str(tmp_path / "log")}
+    return {**os.environ, **settings, "DATASET": "digits"}
+
+
+@pytest.mark.parametrize(
+    ("script", "setting"),
+    [
+        *(("table1_ablation", x) for x in ("JOBS=0", "JOBS=abc", "JOBS=-1", "JOBS=99999999999999999999", "JOBS=08")),
+        *(("table1_ablation", f"SEEDS={x}") for x in (" ", "*", "0 a", "0;1", "-1")),
+        *(("fig7_lambda", f"EPOCHS={x}") for x in ("abc", "0", "1.5", "1 2")),
+        *(("table4_imagenet", f"GPUS={x}") for x in ("abc", "0", "*", "2 2")),
+        ("imagenet_slurm", "SLURM_GPUS_ON_NODE=abc"),
+        ("imagenet_slurm", "SLURM_JOB_ID="),
+        ("speed", "ROUNDS=abc"),
+        ("fig8_attention", "PICK=*"),
+    ],
+)
+def test_settings_that_are_none_are_one_line(script, setting, environment, tmp_path):
+    name, _, value = setting.partition("=")
+    changed = {**environment, "SLURM_JOB_ID": "1", name: value}
+    result = subprocess.run(
+        ["bash", ROOT / "scripts" / f"{script}.sh"], env=changed, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert re.fullmatch(r"error: .*\n", result.stderr)
+    assert name in result.stderr or "sbatch" in result.stderr
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "settings", "count"),
+    [("table1_ablation", {"SEEDS": " 0  1 ", "JOBS": "2", "EPOCHS": "3"}, 2), ("table4_imagenet", {"GPUS": "2"}, 1)],
+)
+def test_settings_that_are_right_reach_every_cell(script, settings, count, environment, tmp_path):
+    path = ROOT / "scripts" / f"{script}.sh"
+    subprocess.run(["bash", path], env={**environment, **settings}, check=True, capture_output=True)
+    calls = [line for line in (tmp_path / "log").read_text().splitlines() if "--output-dir" in line]
+    assert len(calls) == count * sum(line.startswith("cell ") for line in path.read_text().splitlines())
+    assert all("--epochs 3" in call or "--nproc-per-node 2" in call for call in calls)

@@ -101,7 +101,7 @@ def test_methods_shift_and_scale(method, either_path):
     if isinstance(conv.input_transform, LearnedShift):
         nn.init.normal_(conv.input_transform.bias)
     x = torch.randn(3, 48, 6, 6) - 0.4
-    packed, (_, scale) = XnorConv2d(conv), conv.binary_weight()
+    packed, scale = XnorConv2d(conv), conv.binary_weight()[1]
     assert torch.equal(packed(x), expected_sums(conv, x))
     out = packed(x, Finish.after(scale=scale) if scale is not None else None)
     torch.testing.assert_close(out, conv(x), rtol=1e-5, atol=1e-5)

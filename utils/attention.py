@@ -12,22 +12,20 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from cifar import data
-from models import family_of
-from models.methods import IMAGENET
 from modules.restriction import VARIANTS, attention_map, attention_mask
 from utils import images as image_files
 from utils.checkpoint import network_text, open_model
-from utils.command import Parser, UsageError, command, fraction, non_negative_int
+from utils.command import Parser, UsageError, command, fraction, height_width, non_negative_int
 from utils.files import output_path, replacing
 from utils.images import MEAN, STD
 from utils.training.flags import add_bits_flags
 
 
 def read_image(path, size):
-    """An image file as float32 (3, size, size) in [0, 1]: scaled to cover the square, centre cropped."""
+    """An image file as float32 (3, H, W) in [0, 1]: scaled to cover the size, N or (H, W), centre cropped."""
     if not Path(path).exists():
         raise UsageError(f"no image {path}")
-    image = ImageOps.fit(image_files.read_image(path), (size, size), Image.Resampling.BILINEAR)
+    image = ImageOps.fit(image_files.read_image(path), height_width(size)[::-1], Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
 
 
@@ -61,7 +59,7 @@ def pictures_of(args):
 
         def picked(index, size):
             image = test.images[index].float() / 255
-            return F.interpolate(image[None], (size, size), mode="bilinear", align_corners=False)[0]
+            return F.interpolate(image[None], height_width(size), mode="bilinear", align_corners=False)[0]
 
         for index in args.pick:
             pictures.append((f"{test.classes[test.labels[index]]} (test image {index})", partial(picked, index)))
@@ -128,13 +126,11 @@ def main(argv=None):
         raise UsageError(f"--output {output} is one of the inputs")
     networks = []
     for path in args.checkpoint:
-        model, description = open_model(path, args.weight_bits, args.activation_bits)
-        network = description.network
-        size = 224 if family_of(network.get("dataset", "cifar10")) == IMAGENET else network.get("image_size", 32)
-        bits = "/".join(str(network.get(f"{side}_bits", 1)) for side in ("weight", "activation"))
+        model, contents = open_model(path, args.weight_bits, args.activation_bits, args.structure)
+        bits = "/".join(str(contents.network.get(f"{side}_bits", 1)) for side in ("weight", "activation"))
         name = f"{'/'.join(Path(path).with_suffix('').parts[-2:])} {bits}"
-        networks.append((name, model, size))
-        print(f"{path}: {network_text(network)}")
+        networks.append((name, model, contents.image_size))
+        print(f"{path}: {network_text(contents.network)}")
     pictures = pictures_of(args)
     figure = figure_of(networks, pictures, args.lam, args.ires_variant)
     with replacing(output) as temporary:

@@ -6,12 +6,13 @@ import functools
 import os
 import platform
 import re
+import select
 import sys
 from pathlib import Path
 
 CLOSED_PIPE = 141
 """Exit status of a command whose output nobody reads any more: 128 + SIGPIPE, as of other programs."""
-OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile("out of memory|(can't|cannot) allocate memory", re.IGNORECASE)
 
 
 class UsageError(Exception):
@@ -84,11 +85,22 @@ def _output_is_lost():
     """Whether standard output has no reader, or no room; then the interpreter's end must not try it again."""
     try:
         _flush()
+        if not _has_no_reader(sys.stdout):
+            return False
     except OSError:
-        with contextlib.suppress(OSError, ValueError):  # not a file of the system's: nothing to keep quiet
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        pass
+    with contextlib.suppress(OSError, ValueError):  # not a file of the system's: nothing to keep quiet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def _has_no_reader(stream):
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # there is no stream, or it is none of the system's
+        return False
 
 
 def status_of(error):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from models import CIFAR, build_model, family_of
+from models import CIFAR, build_model, describe_network, family_of
 from utils.command import RunError
 
 
@@ -135,12 +135,19 @@ def network_text(network):
     return f"{' '.join(given)}, {bits_text(network)}"
 
 
-def check_bits(contents, weight_bits, activation_bits):
-    """Raise RunError if the bits that were given are not those of the file's network."""
+def check_bits(contents, weight_bits, activation_bits, structure=None):
+    """Raise RunError if the bits or the structure that were given are not those of the file's network."""
     for name, given in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
         own = contents.network.get(name, 1)
         if given not in (None, own):
             raise RunError(f"{contents.path} holds a network of {name} {own}, not {given}")
+    if structure is not None:
+        try:
+            own = describe_network(**contents.network).structure
+        except (TypeError, ValueError) as error:
+            raise RunError(f"{contents.path} does not describe a network: {error}") from None
+        if structure != own:
+            raise RunError(f"{contents.path} holds a network of structure {own}, not {structure}")
 
 
 def check_data(data, path):

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from utils.command import RunError, UsageError
 from utils.complexity.rules import HANDLERS, PRICES
@@ -99,7 +100,8 @@ def count(model, input_size, rule="paper"):
 
     layers = [_layer(name, m, amounts[m], outputs.get(m, ()), PRICES[rule]) for name, m in twin.named_modules()]
     totals = {field: sum(getattr(x, field) for x in layers) for field in ("bops", "flops", "params", "params_1bit")}
-    stored = sum(t.numel() for t in model.state_dict().values() if t.is_floating_point())
+    norms = [module for module in twin.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    stored = totals["params"] + sum(norm.running_mean.numel() + norm.running_var.numel() for norm in norms)
     return Complexity(
         **totals,
         ops=totals["bops"] / 64 + totals["flops"],

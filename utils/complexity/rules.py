@@ -5,11 +5,19 @@ from torch import nn
 from models.blocks import BasicBlock, BiRealBlock, PadShortcut
 from models.resnet import ResNet
 from models.vgg import VGGSmall
-from modules.activations import LearnedShift, RPReLU, SelfDistributionShift
-from modules.binarize import EDE, BiRealSTE, ClipSTE
+from modules.activations import (
+    ImageScale,
+    ImageStandardization,
+    LearnedShift,
+    Maxout,
+    RPReLU,
+    SelfDistributionShift,
+    ShiftedImageScale,
+)
+from modules.binarize import EDE, AdaptiveSign, BiRealSTE, ClipSTE, IdentitySTE, TrainingAwareSTE
 from modules.conv import BinaryConv2d
 from modules.recovery import CIRec, IRec
-from modules.weights import ChannelScale, LibraPB, SelfDistribution
+from modules.weights import ChannelDistribution, ChannelScale, LibraPB, RectifiedClamp, Rotation, SelfDistribution
 
 MULTIPLY_ADD, NORM, ACTIVATION = "multiply-add", "BatchNorm output", "PReLU or Hardtanh output"
 HEAD_POOLING, FREE = "input element of the head's pooling", "free"
@@ -25,6 +33,12 @@ printed digit. conv: convolutions and linear layers alone, as ReActNet (Liu et a
 def _multiply_adds(module, inputs, output):
     """One per output and weight that enters it. A bias is where the sum starts, and adds none."""
     return output.numel() * module.weight[0].numel()
+
+
+def _binary_multiply_adds(module, inputs, output):
+    """Weights signs * scale + offset are convolved by their signs, and by one filter of ones that all offsets share."""
+    filters = output.shape[1] + isinstance(module.weight_transform, ChannelDistribution)
+    return output[:, :1].numel() * filters * module.weight[0].numel()
 
 
 def _outputs(module, inputs, output):
@@ -45,14 +59,18 @@ FREE_MODULES = (
     (ResNet, VGGSmall),  # global average pooling, flattening
     (nn.MaxPool2d, nn.AvgPool2d, nn.ReLU, nn.LogSoftmax),
     (LearnedShift, SelfDistributionShift),  # additions and SE's pooling; SE's linear layers are counted
-    (BiRealSTE, ClipSTE, EDE),  # a comparison each
-    (ChannelScale, LibraPB, SelfDistribution),  # once, before inference; a scale folds into the BatchNorm that follows
+    (ImageStandardization, ImageScale, ShiftedImageScale),  # a mean and additions; no sign depends on the division
+    (BiRealSTE, ClipSTE, EDE, IdentitySTE, TrainingAwareSTE),  # a comparison each
+    (AdaptiveSign,),  # a comparison; its two values are one scale and one constant map, which fold into the BatchNorm
+    # Once, before inference; a scale folds into the BatchNorm that follows, an offset is one filter more.
+    (ChannelDistribution, ChannelScale, LibraPB, RectifiedClamp, Rotation, SelfDistribution),
 )
 
 HANDLERS = {
-    **{cls: (MULTIPLY_ADD, _multiply_adds) for cls in (nn.Conv2d, nn.Linear, BinaryConv2d)},
+    **{cls: (MULTIPLY_ADD, _multiply_adds) for cls in (nn.Conv2d, nn.Linear)},
+    BinaryConv2d: (MULTIPLY_ADD, _binary_multiply_adds),
     **{cls: (NORM, _outputs) for cls in (nn.BatchNorm1d, nn.BatchNorm2d)},
-    **{cls: (ACTIVATION, _outputs) for cls in (nn.PReLU, nn.Hardtanh)},
+    **{cls: (ACTIVATION, _outputs) for cls in (nn.PReLU, nn.Hardtanh, Maxout)},
     **{cls: (HEAD_POOLING, _pooled_inputs) for cls in (CIRec, IRec)},
     **{cls: (FREE, lambda *_: 0) for group in FREE_MODULES for cls in group},
 }

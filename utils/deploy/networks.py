@@ -38,7 +38,7 @@ def named_network(args):
     """
     size = {"image_size": [args.image_size] * 2} if args.image_size else {}
     if args.checkpoint:
-        model, contents = open_model(args.checkpoint, args.weight_bits, args.activation_bits)
+        model, contents = open_model(args.checkpoint, args.weight_bits, args.activation_bits, args.structure)
         if contents.packed:
             raise RunError(f"{args.checkpoint} is packed already: the checkpoint that it was made from is needed")
         return model.float(), with_data(contents, size)

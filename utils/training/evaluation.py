@@ -33,7 +33,7 @@ def open_checkpoint(args):
     """
     if not args.checkpoint:
         raise UsageError("--checkpoint PATH is needed")
-    model, contents = open_model(args.checkpoint, args.weight_bits, args.activation_bits)
+    model, contents = open_model(args.checkpoint, args.weight_bits, args.activation_bits, args.structure)
     if args.packed and not contents.packed:
         try:
             model = pack_network(model)

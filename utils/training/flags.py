@@ -93,10 +93,11 @@ def add_runtime_flags(parser):
 
 
 def add_bits_flags(parser):
-    """--weight-bits and --activation-bits, for a released file whose layout fits several networks."""
+    """--weight-bits, --activation-bits and --structure, for a released file whose layout fits several networks."""
+    help = "for a released file that fits several networks"
     for name in ("weight", "activation"):
-        help = "for a released file that fits several networks"
         parser.add_argument(f"--{name}-bits", type=int, choices=(1, 32), help=help)
+    parser.add_argument("--structure", choices=list(STRUCTURES), help=help)
 
 
 def flag_values(args):
