@@ -3,7 +3,7 @@
 # would mask; from the networks in checkpoints/.
 #   DATA_DIR=dir   a folder of CIFAR-10's images, DIR/test/<class>/: draw on them (default: digits, which need no download)
 #   PICK="0 1"     numbers of the test images
-#   LAM=x          lambda of the masks (default: 0.9; at the paper's 0.15 these networks mask nothing)
+#   LAM=x          lambda of the masks (default: 0.9; at the paper's 0.15 the binary networks mask nothing)
 #   OUT=file.png   (default: results/fig8_<data>.png)
 source "$(dirname "$0")/setup.sh"
 source scripts/checks.sh

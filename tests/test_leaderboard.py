@@ -43,4 +43,5 @@ def test_the_papers_figures_stand_beside_cifar10_alone(tmp_path, capsys):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_place_on_the_leaderboard(method, tmp_path, capsys):
     write_run(tmp_path / "run", 90.0, method=method, recovery="cirec")
-    assert float(board(capsys, tmp_path)[f"{method} + CIRec"][4]) < 200  # kB, packed
+    packed = board(capsys, tmp_path)[f"{method} + CIRec"][4]
+    assert packed == "-" or float(packed) < 200  # kB; not every method can be packed
