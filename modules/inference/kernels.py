@@ -8,12 +8,13 @@ function's own file alone.
 import functools
 import itertools
 import os
+import sys
 import threading
 
 import numpy as np
 from llvmlite import ir
 from numba import config, njit, prange, set_num_threads, types
-from numba.core import cgutils
+from numba.core import cgutils, event
 from numba.extending import intrinsic
 from numba.np.ufunc.parallel import _launch_threads
 
@@ -202,8 +203,33 @@ def _finish_pixels(
     return types.void(whole, whole, single, whole, whole, whole, whole, whole, whole, whole, whole, whole), codegen
 
 
-_compiled = njit(nogil=True, cache=True, error_model="numpy")
-_compiled_parallel = njit(nogil=True, cache=True, error_model="numpy", parallel=True)
+def _compiled(function, **options):
+    """function, compiled at its first call, or read from numba's cache; NUMBA_CACHE_DIR moves that."""
+    options = {"nogil": True, "error_model": "numpy", **options}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # no directory can be written to: each process compiles for itself
+        return njit(**options)(function)
+
+
+_compiled_parallel = functools.partial(_compiled, parallel=True)
+
+
+class _Announcement(event.Listener):
+    """One line on standard error before the first kernel is compiled: it takes half a minute, not milliseconds."""
+
+    made = False
+
+    def on_start(self, event):
+        if event.data["dispatcher"].py_func.__module__ == __name__ and not self.made:
+            self.made = True
+            print("compiling the kernels of 1-bit inference, once on this machine: up to a minute", file=sys.stderr)
+
+    def on_end(self, event):
+        pass
+
+
+event.register("numba:compile", _Announcement())
 
 
 @_compiled
@@ -438,6 +464,16 @@ def _stem_parallel(x, finish, activation, tap, pooled):
 
 
 _one_at_a_time = threading.Lock()  # numba's own thread pool ends the process if two threads enter it
+_forked = threading.Event()
+"""Set in a process forked from one whose numba had threads: numba would end it, if it asked for threads of its own."""
+
+
+def _after_fork():
+    if _start_threads.cache_info().currsize:
+        _forked.set()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache
@@ -458,7 +494,7 @@ def _start_threads():
 
 def _call(serial, parallel, threads, *args):
     threads = min(threads, config.NUMBA_NUM_THREADS)
-    if threads == 1:
+    if threads == 1 or _forked.is_set():
         return serial(*args)
     with _one_at_a_time:
         _start_threads()
