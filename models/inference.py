@@ -5,7 +5,9 @@ import copy
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
+from models import build_model
 from models.blocks import BasicBlock, BiRealBlock
 from models.resnet import ResNet
 from models.vgg import VGGSmall
@@ -14,6 +16,7 @@ from modules.conv import BinaryConv2d
 from modules.inference.fused import BLOCK, PointwiseConv2d, Stem
 from modules.inference.xnor import (
     Finish,
+    Prepared,
     XnorConv2d,
     batch_norm_affine,
     kernels_alone,
@@ -24,7 +27,7 @@ from modules.inference.xnor import (
 from modules.recovery import CIRec
 
 
-class UnpackedConv2d(nn.Module):
+class UnpackedConv2d(Prepared):
     """The inference of a `BinaryConv2d` with 1-bit weights and real activations: bits in the file, floats in memory."""
 
     def __init__(self, conv):
@@ -32,7 +35,6 @@ class UnpackedConv2d(nn.Module):
         self.stride, self.padding, self.in_channels = conv.stride, conv.padding, conv.in_channels
         self.register_buffer("bits", pack_signs(conv.binary_weight()[0].detach()))
         self.register_buffer("weight", None, persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, keys: module.prepare())
         self.prepare()
 
     def prepare(self):
@@ -90,8 +92,13 @@ class _Packed:
         return (images,)
 
     def forward(self, images):
+        """Raises RuntimeError under autocast, and in torch.jit.trace, which would keep the result as a constant."""
         if torch.compiler.is_compiling():
             return super().forward(images)
+        if torch.jit.is_tracing():
+            raise RuntimeError("torch.jit.trace cannot see the kernels of a packed network: use torch.export")
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("packed networks compute in float32: leave autocast off (--amp off)")
         with kernels_alone():
             logits = [super(_Packed, self).forward(part) for part in self.parts(images)]
         return logits[0] if len(logits) == 1 else torch.cat(logits)
@@ -173,14 +180,16 @@ def _fold_head(head):
 
 
 @torch.no_grad()
-def pack_network(model):
+def pack_network(model, in_place=False):
     """The inference network of `model`, a network of `models.build_model` in evaluation mode; `model` is left alone.
 
     It gives the same logits, has `features` (whose first map may come pooled, see `Stem`) and `classify`, runs on the
     CPU in float32, and cannot be trained. With 1-bit weights and activations its binary convolutions are `XnorConv2d`;
     with 32-bit activations they run in floating point. Raises ValueError for 32-bit weights.
+    in_place: turn `model` itself.
     """
-    model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    model = model if in_place else copy.deepcopy(model)
+    model = model.cpu().float().eval().requires_grad_(False)
     if isinstance(model, ResNet):
         finish = Finish.after(model.bn1, model.act1)
         if isinstance(model.pool, nn.MaxPool2d):
@@ -204,6 +213,25 @@ def pack_network(model):
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
     return model
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Within it tensors are not filled with random numbers, which take most of the time of building a network."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.kaiming_uniform_, nn.init.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def blank_network(**network):
+    """`pack_network` of build_model(**network) with arbitrary weights, to load others into.
+
+    Raises ValueError for 32-bit weights, and what build_model raises.
+    """
+    with _NoRandomNumbers():
+        model = build_model(**network)
+    return pack_network(model, in_place=True)
 
 
 def binary_convs(model):

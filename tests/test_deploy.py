@@ -1,6 +1,7 @@
 """Packed networks and packed files: the training graph's numbers, small, and damaged files refused."""
 
 import json
+import pickle
 import random
 
 import pytest
@@ -104,6 +105,30 @@ def test_compiled_whole():
     images = random_images(RESNET20, 2)
     compiled = torch.compile(packed, backend="eager", fullgraph=True)
     assert torch.equal(compiled(images), packed(images))
+
+
+@torch.no_grad()
+def test_packed_networks_are_pickled():
+    packed = pack_network(random_network({**RESNET20, "method": "reactnet"}))
+    images = random_images(RESNET20, 2)
+    assert torch.equal(pickle.loads(pickle.dumps(packed))(images), packed(images))
+
+
+@torch.no_grad()
+def test_tracing_and_autocast_are_refused():
+    packed, images = pack_network(random_network(RESNET20)), random_images(RESNET20, 1)
+    with pytest.raises(RuntimeError, match="packed network"):
+        torch.jit.trace(packed, (images,))
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="leave autocast off"):
+        packed(images)
+
+
+def test_evaluation_of_a_packed_network_in_bf16_ends_in_one_line(tmp_path, fails):
+    write_packed(tmp_path / "net.packed", build_model("resnet20"), {"arch": "resnet20"})
+    argv = ("--checkpoint", tmp_path / "net.packed", "--dataset", "digits", "--amp", "bf16", "--no-progress")
+    status, line = fails(cifar_eval.main, *argv)
+    assert status == 1
+    assert "--amp off" in line
 
 
 @pytest.mark.parametrize("half", [False, True])

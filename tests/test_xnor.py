@@ -1,5 +1,11 @@
 """Binary convolution by XOR and popcount: the integers of the floating-point convolution, exactly."""
 
+import copy
+import os
+import pickle
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -194,8 +200,6 @@ def test_operators_have_fake_kernels_and_are_exported():
 
 
 def test_without_numba_one_warning_says_so(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "modules.inference.kernels", None)
     monkeypatch.delattr("modules.inference.kernels", raising=False)
     xnor.kernels.cache_clear()
@@ -204,3 +208,60 @@ def test_without_numba_one_warning_says_so(monkeypatch):
             assert xnor.kernels() is None
     finally:
         xnor.kernels.cache_clear()
+
+
+@torch.no_grad()
+def test_copies_and_pickles_have_arrays_of_their_own():
+    network = nn.Sequential(XnorConv2d(make_conv(20, 32, 3, 2, 1)), PointwiseConv2d(nn.Conv2d(32, 32, 1, bias=False)))
+    network.append(Finish.after(make_norm(32), nn.PReLU(32)))
+    x = torch.randn(2, 20, 8, 8)
+    expected = network(x)
+    copies = copy.deepcopy(network), pickle.loads(pickle.dumps(network))
+    network[0].bits.zero_()
+    network[0].prepare()
+    for other in copies:
+        assert torch.equal(other(x), expected)
+        assert other[0].arrays[0].ctypes.data == other[0].blocks.data_ptr()
+    assert not torch.equal(network(x), expected)
+
+
+def run_python(code):
+    env = {**os.environ, "NUMBA_NUM_THREADS": "2"}  # else as many as there are cores: one, perhaps
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env)
+
+
+FORKED = """
+import os, torch
+from modules.inference.xnor import Finish
+torch.set_num_threads(2)
+finish, x = Finish({"alpha": torch.full((16,), 2.0)}), torch.randn(1, 16, 4, 4)
+expected = finish(x)
+child = os.fork()
+if not child:
+    os._exit(0 if torch.equal(finish(x), expected) else 3)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_process_forked_after_threads_computes_too():
+    done = run_python(FORKED)
+    assert done.returncode == 0, done.stderr
+
+
+NO_CACHE = """
+from numba.core import caching
+for kind in (caching.CacheImpl, *caching.CacheImpl.__subclasses__()):
+    kind._locator_classes = []
+import numpy as np
+from modules.inference import kernels
+out = np.zeros((2, 3), np.float32)
+kernels._pool_columns(np.arange(12, dtype=np.float32).reshape(4, 3), 0, out)
+kernels._pool_columns(np.arange(12, dtype=np.float32).reshape(4, 3), 0, out)
+assert out.tolist() == [[3, 4, 5], [9, 10, 11]], out
+"""
+
+
+def test_without_a_place_for_its_cache_numba_compiles_and_says_so_once():
+    done = run_python(NO_CACHE)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("compiling the kernels") == 1

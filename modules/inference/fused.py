@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from modules.inference.xnor import (
     FINISHES,
+    Prepared,
     array_of,
     compiled,
     empty_like_last,
@@ -109,14 +110,15 @@ def _(x, weight):
     return empty_like_last(x, _pointwise_shape(x, weight))
 
 
-class PointwiseConv2d(nn.Module):
+class PointwiseConv2d(Prepared):
     """The inference of a 1x1 nn.Conv2d without bias or stride, whose output channels are a multiple of 32."""
+
+    ARRAYS = ("array",)
 
     def __init__(self, conv):
         super().__init__()
         self.register_buffer("weight", conv.weight.detach())
         self.register_buffer("blocks", None, persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, keys: module.prepare())
         self.prepare()
 
     def prepare(self):

@@ -59,7 +59,10 @@ def unpack_signs(bits, channels):
     return signs.permute(0, 3, 1, 2).to(torch.float32).mul_(2).sub_(1)
 
 
-def arrange(bits, channels):
+_BITS_SET = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.uint8)
+
+
+def arrange(bits):
     """Weights as the kernel reads them, from `bits` (C_out, k, k, words).
 
     Returns blocks, uint64 (ceil(C_out / 16), k * k * words, 16), zero past C_out, so that neighbouring output channels
@@ -68,7 +71,7 @@ def arrange(bits, channels):
     rows = bits.view(torch.int64).flatten(1)
     rows = F.pad(rows, (0, 0, 0, -len(rows) % 16))
     blocks = rows.unflatten(0, (-1, 16)).transpose(1, 2).contiguous().view(torch.uint64)
-    counts = unpack_signs(bits, channels).gt(0).sum(1, dtype=torch.float32).flatten(1).T.contiguous()
+    counts = _BITS_SET[bits.view(torch.uint8).int()].sum(3, dtype=torch.float32).flatten(1).T.contiguous()
     return blocks, counts
 
 
@@ -268,12 +271,49 @@ def batch_norm_affine(norm):
     return at(1.0, torch.zeros_like(norm.running_mean)), at(0.0, norm.running_mean)
 
 
-class Finish(nn.Module):
+class Prepared(nn.Module):
+    """A module whose `prepare` derives what the kernels read from its buffers: at the start, and when they are loaded.
+
+    It fills the buffers that are not persistent, and ARRAYS, attributes that share their memory: copies and pickles
+    go without both, and derive their own.
+    """
+
+    ARRAYS = ()
+
+    def __init__(self):
+        super().__init__()
+        self.register_load_state_dict_post_hook(_prepare)
+
+    def __getstate__(self):
+        state = {name: value for name, value in self.__dict__.items() if name not in self.ARRAYS}
+        derived = dict.fromkeys(self._non_persistent_buffers_set)
+        state["_buffers"] = {name: _signed(value) for name, value in self._buffers.items()} | derived
+        return state
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if "bits" in self._buffers:
+            self.bits = self.bits.view(torch.uint64)
+        self.prepare()
+
+
+def _signed(words):
+    """uint64 tensors as int64: torch cannot pickle the former."""
+    return words.view(torch.int64) if words is not None and words.dtype == torch.uint64 else words
+
+
+def _prepare(module, incompatible_keys):
+    module.prepare()
+
+
+class Finish(Prepared):
     """BatchNorm, residual and activation in one pass: see ROWS.
 
     rows: the table's rows that are not neutral, in ROWS' names, (C,) each. activation: one of FINISHES.
     Input and residual (N, C, H, W), output the same in channels-last memory.
     """
+
+    ARRAYS = ("array",)
 
     def __init__(self, rows, activation="none"):
         super().__init__()
@@ -281,7 +321,6 @@ class Finish(nn.Module):
         self.activation = activation
         self.register_buffer("rows", torch.stack([rows[name].detach().float() for name in self.names]))
         self.register_buffer("table", None, persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, keys: module.prepare())
         self.prepare()
 
     @classmethod
@@ -323,12 +362,14 @@ class Finish(nn.Module):
         return finish_maps(x, self.table, residual, self.activation)
 
 
-class XnorConv2d(nn.Module):
+class XnorConv2d(Prepared):
     """The inference of a `BinaryConv2d` with 1-bit weights and activations, and of what follows it.
 
     conv: the BinaryConv2d, square, ungrouped, undilated, without bias; its scale belongs into the Finish.
     Input float32 (N, C_in, H, W), output (N, C_out, H', W').
     """
+
+    ARRAYS = ("arrays", "constants")
 
     def __init__(self, conv):
         super().__init__()
@@ -338,14 +379,14 @@ class XnorConv2d(nn.Module):
         self.register_buffer("bits", pack_signs(conv.binary_weight()[0].detach()))
         self.register_buffer("blocks", None, persistent=False)
         self.register_buffer("tap_counts", None, persistent=False)
-        self.register_buffer("no_shift", torch.zeros(1, conv.in_channels), persistent=False)
-        self.register_buffer("no_finish", neutral_table(conv.out_channels), persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, keys: module.prepare())
+        self.register_buffer("no_shift", None, persistent=False)
+        self.register_buffer("no_finish", None, persistent=False)
         self.prepare()
 
     def prepare(self):
         """Derive the kernel's arrays from the bits."""
-        self.blocks, self.tap_counts = arrange(self.bits, self.in_channels)
+        self.blocks, self.tap_counts = arrange(self.bits)
+        self.no_shift, self.no_finish = torch.zeros(1, self.in_channels), neutral_table(len(self.bits))
         self.arrays = self.blocks.numpy(), self.tap_counts.numpy()
         self.constants = self.no_shift.numpy(), self.no_finish.numpy()
 

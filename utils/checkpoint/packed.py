@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 
-from models import build_model
-from models.inference import pack_network
+from models.inference import blank_network, pack_network
 from utils.checkpoint.network import Contents, check_data, empty_network, load_state
 from utils.command import RunError
 from utils.files import replacing
@@ -130,7 +129,7 @@ def build_packed(network, state, path):
     """
     empty_network(network, path)  # before a file may ask for any amount of memory
     try:
-        model = pack_network(build_model(**network))
+        model = blank_network(**network)
     except (ValueError, RuntimeError) as error:
         raise RunError(f"{path} does not describe a packed network: {error}") from None
     own = model.state_dict()
