@@ -32,7 +32,7 @@ def main(argv=None):
     )
     evaluation.check_classes(contents, test.classes)
     dtype = evaluation.print_summary(contents, model, tuple(test.images.shape[2:]))
-    batches = data.Batches(test, args.batch_size, precision.device, dtype=dtype)
+    batches = data.evaluation_batches(test, args.batch_size, precision.device, dtype)
     try:
         result = evaluate(model, batches, len(test), cross_entropy, precision, progress=progress)
     except (RuntimeError, IndexError) as error:

@@ -50,7 +50,7 @@ def top1(path, images):
     model, _ = open_model(path)
     float32 = runtime.Precision(runtime.choose_device("cpu"), None)
     try:
-        tested = metrics.evaluate(model, data.Batches(images, 500), len(images), cross_entropy, float32)
+        tested = metrics.evaluate(model, data.evaluation_batches(images, 500), len(images), cross_entropy, float32)
     except (RuntimeError, IndexError) as error:
         raise RunError(f"{path} does not fit the images or their classes: {error}") from None
     return tested["top1"]

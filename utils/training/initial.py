@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from models import describe_network
+from modules.conv import start_transforms
 from utils import checkpoint
 from utils.checkpoint.network import few
 from utils.command import UsageError
@@ -38,4 +39,6 @@ def start_from(model, network, path, new_classes=False):
         line += f"; a new classifier, for {len(own['fc.bias'])} classes instead of {len(state['fc.bias'])}"
         new += CLASSIFIER
     checkpoint.load_state(model, state | {name: own[name] for name in new}, path)
+    if any("weight_transform." in name for name in new):
+        start_transforms(model)
     return line

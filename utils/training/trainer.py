@@ -140,7 +140,8 @@ class Trainer:
         title, start = self._title(epoch), time.perf_counter()
         if self.progress.step == 0:
             self.progress.lr = self.scheduler.get_last_lr()[0]
-            start_epoch(self.model)  # on several ranks the first forward pass brings rank 0's buffers to all
+            start_epoch(self.model)
+            distributed.share_buffers(self.model)  # what rank 0 has made of them
         seen = self.progress.meters[0]
         # A checkpoint holds the sums of all ranks: one rank takes them up.
         meters = Meters(*self.progress.meters) if distributed.is_main() else Meters()
