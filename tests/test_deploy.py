@@ -3,7 +3,10 @@
 import json
 import pickle
 import random
+import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import write_images
@@ -12,11 +15,13 @@ from torch import nn
 from cifar import eval as cifar_eval
 from models import build_model
 from models.inference import binary_convs, pack_network
+from modules.inference.xnor import kernels
 from utils import checkpoint
 from utils.checkpoint.packed import is_packed, packed_content, read_packed, write_packed
 from utils.command import RunError
 from utils.deploy import __main__ as deploy
 from utils.deploy import networks
+from utils.deploy.export import check
 from utils.deploy.verify import relative_errors, round_to_half, wrong_sums
 
 IMAGENET = {"arch": "resnet18", "dataset": "imagenet"}
@@ -127,8 +132,7 @@ def test_evaluation_of_a_packed_network_in_bf16_ends_in_one_line(tmp_path, fails
     write_packed(tmp_path / "net.packed", build_model("resnet20"), {"arch": "resnet20"})
     argv = ("--checkpoint", tmp_path / "net.packed", "--dataset", "digits", "--amp", "bf16", "--no-progress")
     status, line = fails(cifar_eval.main, *argv)
-    assert status == 1
-    assert "--amp off" in line
+    assert (status, "packed network computes in float32" in line) == (2, True)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -148,6 +152,12 @@ def test_files_round_trip(network, half, tmp_path):
     images = random_images(network, 2)
     assert torch.equal(opened(images), reference(images))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_reading_draws_no_random_numbers(packed_file):
+    before = torch.get_rng_state()
+    checkpoint.load_model(packed_file)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_sizes():
@@ -317,6 +327,21 @@ def test_files_with_right_checksums_and_absurd_data(data, tmp_path):
         checkpoint.read_contents(tmp_path / "net.pt")
 
 
+def compilations():
+    """How many signatures of the kernels this process has compiled or read from the cache."""
+    return sum(len(value.signatures) for value in vars(kernels()).values() if hasattr(value, "signatures"))
+
+
+def test_warm_compiles_what_inference_needs(capsys):
+    assert run(capsys, "warm")["seconds"] > 0
+    network = {"arch": "vgg_small", "recovery": "cirec", "method": "reactnet"}
+    packed = pack_network(random_network(network))
+    before = compilations()
+    with torch.no_grad():
+        packed(random_images(network, 2))
+    assert compilations() == before
+
+
 def test_bench(saved, capsys):
     found = run(capsys, "bench", "--checkpoint", saved, "--threads", "1", "--batch-size", "2", "--repeats", "1")
     assert found["threads"] == 1
@@ -331,13 +356,32 @@ def test_onnx(saved, tmp_path, capsys):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     found = run(capsys, "onnx", "--checkpoint", saved, "--output", tmp_path / "net.onnx", "--dataset", "digits")
-    assert (found["checked"], found["images"], found["same_top1"]) == (True, 360, 360)
+    assert (found["checked"], found["images"]) == (True, 360)
+    assert found["same"] >= 270
     assert found["relative_error"] < 1e-4
     import onnx
 
     metadata = {entry.key: json.loads(entry.value) for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
     assert metadata["image_size"] == [32, 32]
     assert metadata["mean"] == [0.485, 0.456, 0.406]
+
+
+@pytest.mark.parametrize("spoil", [lambda logits: logits + 1, lambda logits: np.full_like(logits, np.nan)])
+def test_onnx_refuses_other_logits(spoil, saved, monkeypatch):
+    model, contents = checkpoint.open_model(saved)
+
+    class Session:
+        def __init__(self, path, providers):
+            pass
+
+        def run(self, names, inputs):
+            with torch.no_grad():
+                return [spoil(model(torch.from_numpy(inputs["images"])).numpy())]
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session, __version__="0"))
+    args = SimpleNamespace(dataset=None, data_dir=None, images=16, batch_size=4, seed=1)
+    with pytest.raises(RunError, match="on 0 of 16 images"):
+        check(args, "net.onnx", contents, model)
 
 
 def test_random_networks_have_lively_batch_norms():

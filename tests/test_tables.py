@@ -131,6 +131,6 @@ def test_a_folder_of_images_goes_by_its_name(runs, capsys):
 
 
 def test_only_what_was_run(runs, capsys):
-    out = lines(capsys, 1, "--runs", runs, "--data", "digits", "--finished")
+    out = lines(capsys, 1, "--runs", runs, "--finished")
     assert not any("not run" in line for line in out)
     assert any("IR²Net" in line for line in out)

@@ -1,14 +1,21 @@
 """1-bit deployment: pack a network, verify it against the training graph, measure it, export it to ONNX."""
 
 import json
+import time
+
+import torch
 
 from cifar.data import DATASETS
 from models import ARCHS
+from models.inference import blank_network
+from modules.inference.xnor import kernels
+from utils.checkpoint import Contents
 from utils.checkpoint.packed import write_packed
-from utils.command import Parser, command, non_negative_int, positive_int, side, threads
+from utils.command import Parser, RunError, command, non_negative_int, positive_int, side, threads
+from utils.deploy import latency
 from utils.deploy.bench import bench
 from utils.deploy.export import onnx
-from utils.deploy.networks import float_size, megabytes, named_network
+from utils.deploy.networks import float_size, megabytes, named_network, random_images
 from utils.deploy.verify import verify
 from utils.files import output_path
 from utils.training.flags import add_network_flags
@@ -24,9 +31,32 @@ def pack(args):
     return {"path": str(output), "bytes": size, "float_bytes": before, "half": args.half}
 
 
+WARMED = ({"arch": "resnet18", "dataset": "imagenet", "variant": "c"}, {"arch": "resnet20", "method": "sdbnn"})
+"""Networks that need every kernel between them."""
+
+
+def warm(args):
+    """Compile the kernels for one thread and for several, or read them from numba's cache."""
+    if kernels() is None:
+        raise RunError("there are no kernels to compile: pip install numba")
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for count in (1, 2):
+            with latency.threads(count):
+                for network in WARMED:
+                    images = random_images(Contents("", network, {}).image_size, 1)
+                    packed = blank_network(**network)
+                    packed(images), packed.classify(packed.features(images))
+    seconds = time.perf_counter() - start
+    print(f"the kernels are compiled and in numba's cache, after {seconds:.1f} s")
+    return {"seconds": seconds}
+
+
 def build_parser():
     parser = Parser(prog="utils.deploy", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    sub = commands.add_parser("warm", help="compile the kernels, so that no later process has to")
+    sub.add_argument("--json", action="store_true", help="one JSON object as the last line")
     archs = sorted({arch for known in ARCHS.values() for arch in known})
     for name, help in (
         ("pack", "write a packed file"),
@@ -63,7 +93,7 @@ def build_parser():
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
-    result = {"pack": pack, "verify": verify, "bench": bench, "onnx": onnx}[args.command](args)
+    result = {"pack": pack, "verify": verify, "bench": bench, "onnx": onnx, "warm": warm}[args.command](args)
     if args.json:
         print(json.dumps(result))
 
