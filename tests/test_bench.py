@@ -80,6 +80,7 @@ def test_bench_data_beats_a_loader_of_pil_transforms(capsys, monkeypatch):
 
 def test_mistakes_get_one_line(fails):
     assert fails(bench.main, "data")[0] == 2
+    assert "--checkpoint PATH is needed" in fails(bench.main, "deploy", "--threads", 1)[1]
     assert fails(bench.main, "train", "--batch-size", 0)[0] == 2
     assert fails(bench.main, "train", "--method", "xnor", "--weight-bits", 32)[0] == 2
 

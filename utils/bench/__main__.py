@@ -1,6 +1,7 @@
 """Measure what this code costs: the training step and the data path, beside plain ones (`utils.bench.reference`)."""
 
 import json
+import sys
 
 from cifar import data
 from models import ARCHS, CIFAR, IMAGENET
@@ -8,13 +9,16 @@ from modules.restriction import VARIANTS
 from utils.bench.loading import bench_data
 from utils.bench.step import bench_train
 from utils.command import Parser, UsageError, command, fraction, positive_int
+from utils.deploy import __main__ as deploy
 from utils.training.flags import add_network_flags
 from utils.training.runtime import AMP
 
 
 def build_parser():
     parser = Parser(prog="utils.bench", description=__doc__)
-    parser.add_argument("what", choices=("train", "data"), help="the training step, or the data path alone")
+    parser.add_argument(
+        "what", choices=("train", "data", "deploy"), help="training, the data path, or inference: deploy --help"
+    )
     parser.add_argument("--dataset", choices=("random", *data.DATASETS, "imagenet"), default="random")
     parser.add_argument("--data-dir", metavar="DIR")
     archs = dict.fromkeys(ARCHS[CIFAR] + ARCHS[IMAGENET])
@@ -35,6 +39,9 @@ def build_parser():
 
 @command
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["deploy"]:
+        return deploy.main(["bench", *argv[1:]])
     args = build_parser().parse_args(argv)
     args.arch = args.arch or ("resnet18" if args.dataset == "imagenet" else "resnet20")
     try:
