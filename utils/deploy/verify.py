@@ -33,13 +33,14 @@ def wrong_sums(model, packed, images):
     """Names of the binary convolutions whose packed form gives other integers than the training graph's.
 
     Each is fed what the training graph feeds it for `images`; the sums of products of signs must be the same numbers.
+    Scales and offsets of the signs are no part of them: where these are wrong, the logits are.
     """
     wrong, hooks = set(), []
 
     def compare(name, ours):
         def hook(conv, args):
             signs = conv.binary_weight()[0]
-            sums = F.conv2d(conv.quantized_input(args[0]), signs, None, conv.stride, conv.padding)
+            sums = F.conv2d(conv.input_signs(args[0]), signs, None, conv.stride, conv.padding)
             if not torch.equal(sums, ours(args[0])):
                 wrong.add(name)
 
