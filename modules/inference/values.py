@@ -78,13 +78,15 @@ class ValuesConv2d(XnorConv2d):
             self.borders = size, constant  # of the last size alone
         return constant
 
+    def values(self, x):
+        """The convolution's output, of its quantized weights and activations: (N, C_out, H', W')."""
+        sums, window = self._sums(x)
+        scale, offset = self.factors
+        return torch.addcmul(self.constant(x), sums, scale).addcmul_(window, offset)
+
     def forward(self, x, finish=None, residual=None):
         """finish: what follows, or None for the sums S, integers. residual: added where the finish says."""
-        sums, window = self._sums(x)
-        if finish is None:
-            return sums
-        scale, offset = self.factors
-        return finish(torch.addcmul(self.constant(x), sums, scale).addcmul_(window, offset), residual)
+        return self._sums(x)[0] if finish is None else finish(self.values(x), residual)
 
 
 class MaxoutFinish(Finish):

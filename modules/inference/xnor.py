@@ -103,6 +103,17 @@ def thread_count():
     return getattr(_state, "threads", None) or torch.get_num_threads()
 
 
+def _image_means(x):
+    """Means of x (N, C, H, W) over (C, H, W), (N,): of one image in as many parts as torch has threads elsewhere."""
+    if torch.compiler.is_compiling() or len(x) > 1 or getattr(_state, "threads", None) is None:
+        return x.mean((1, 2, 3))
+    torch.set_num_threads(_state.threads)
+    try:
+        return x.mean((1, 2, 3))
+    finally:
+        torch.set_num_threads(1)
+
+
 def _output_shape(x, tap_counts, stride, padding):
     """(N, C_out, H', W')."""
     taps, out_channels = tap_counts.shape
@@ -407,7 +418,7 @@ class XnorConv2d(Prepared):
             return transform.bias.flatten(1)
         # Means are taken in the training graph's memory order, so that their last bits are the same.
         if isinstance(transform, ImageStandardization):  # the standard deviation changes no sign
-            return -x.contiguous().mean((1, 2, 3)).unsqueeze(1).repeat(1, self.in_channels)
+            return -_image_means(x.contiguous()).unsqueeze(1).repeat(1, self.in_channels)
         return torch.sigmoid(transform.excite(torch.relu(transform.squeeze(x.contiguous().mean((2, 3))))))
 
     def forward(self, x, finish=None, residual=None):
