@@ -11,9 +11,11 @@ from models import build_model
 from models.blocks import BasicBlock, BiRealBlock
 from models.resnet import ResNet
 from models.vgg import VGGSmall
-from modules.activations import LearnedShift, SelfDistributionShift
+from modules.activations import ImageScale, ImageStandardization, LearnedShift, SelfDistributionShift, ShiftedImageScale
+from modules.binarize import AdaptiveSign
 from modules.conv import BinaryConv2d
 from modules.inference.fused import BLOCK, PointwiseConv2d, Stem
+from modules.inference.values import ValuesConv2d, finish_after
 from modules.inference.xnor import (
     Finish,
     Prepared,
@@ -33,13 +35,20 @@ class UnpackedConv2d(Prepared):
     def __init__(self, conv):
         super().__init__()
         self.stride, self.padding, self.in_channels = conv.stride, conv.padding, conv.in_channels
-        self.register_buffer("bits", pack_signs(conv.binary_weight()[0].detach()))
+        signs, scale, offset = conv.binary_weight()
+        self.register_buffer("bits", pack_signs(signs.detach()))
+        # Weights that are no multiple of signs take in their scale as well.
+        values = None if offset is None else torch.stack([torch.ones_like(offset) if scale is None else scale, offset])
+        self.register_buffer("values", values)
         self.register_buffer("weight", None, persistent=False)
         self.prepare()
 
     def prepare(self):
         """Derive the weights from the bits."""
-        self.weight = unpack_signs(self.bits, self.in_channels).to(memory_format=torch.channels_last)
+        weight = unpack_signs(self.bits, self.in_channels)
+        if self.values is not None:
+            weight = weight * self.values[0] + self.values[1]
+        self.weight = weight.to(memory_format=torch.channels_last)
 
     def forward(self, x, finish=None, residual=None):
         x = F.conv2d(x, self.weight, None, self.stride, self.padding)
@@ -128,25 +137,40 @@ class _PackedLargeResNet(_Packed, ResNet):
         return maps
 
 
+_SHIFTS = (LearnedShift, SelfDistributionShift, ImageStandardization, ShiftedImageScale)
+
+
 def _conv(conv):
-    """(packed convolution, its scale or None)."""
+    """(packed convolution, its scale or None): what the scale belongs to comes after the convolution."""
     if conv.weight_bits != 1:
         raise ValueError("weights of 32 bits cannot be packed: the network needs 1-bit weights")
     _, scale, offset = conv.binary_weight()
-    known = conv.input_transform is None or isinstance(conv.input_transform, LearnedShift | SelfDistributionShift)
-    if offset is not None or not known or (conv.activation_bits == 1 and not conv.has_sign_inputs):
-        raise ValueError("no packed form yet of the method's weights or activations")
-    packed = XnorConv2d(conv) if conv.activation_bits == 1 else UnpackedConv2d(conv)
-    return packed, None if scale is None else scale.detach()
+    scale = None if scale is None else scale.detach()
+    if conv.activation_bits == 32:
+        return UnpackedConv2d(conv), scale if offset is None else None
+    if isinstance(conv.input_transform, ImageScale):
+        conv.input_transform = None  # the identity in evaluation
+    known = conv.input_transform is None or isinstance(conv.input_transform, _SHIFTS)
+    adaptive = isinstance(conv.activation_binarizer, AdaptiveSign)
+    if not known or not (conv.has_sign_inputs or adaptive):
+        raise ValueError("no packed form yet of the method's activations")
+    return (ValuesConv2d(conv), None) if adaptive or offset is not None else (XnorConv2d(conv), scale)
+
+
+def _shortcut(shortcut):
+    """(packed shortcut, its BatchNorm or None): the BatchNorm is folded into what follows the sum."""
+    if not isinstance(shortcut, nn.Sequential):
+        return shortcut, None
+    if isinstance(shortcut[0], BinaryConv2d):
+        return _block(*shortcut, None), None
+    *layers, norm = shortcut
+    return nn.Sequential(*layers), norm
 
 
 def _block(conv, norm, act, shortcut=None):
     conv, scale = _conv(conv)
-    shortcut_norm = None
-    if isinstance(shortcut, nn.Sequential):
-        *shortcut, shortcut_norm = shortcut
-        shortcut = nn.Sequential(*shortcut)
-    return PackedBlock(conv, Finish.after(norm, act, shortcut_norm, scale), shortcut)
+    shortcut, shortcut_norm = _shortcut(shortcut)
+    return PackedBlock(conv, finish_after(norm, act, shortcut_norm, scale), shortcut)
 
 
 def _residual(block):
@@ -163,20 +187,24 @@ def _plain(layer):
     if len(layer) == 3:
         return _block(*layer)
     conv, pool, norm, act = layer
+    # A learned scale may be negative, and then it does not commute with the maximum.
+    learned = conv.weight_transform is not None and any(True for _ in conv.weight_transform.parameters())
     conv, scale = _conv(conv)
-    if scale is not None and (scale < 0).any():
-        raise ValueError("no packed form yet of a negative scale before a pooling")
-    return nn.Sequential(conv, pool, Finish.after(norm, act, scale=scale))
+    if isinstance(conv, ValuesConv2d):
+        scale, learned = torch.ones(len(conv.bits)), True  # with a finish it gives more than the signs' sums
+    if scale is not None and learned:
+        conv, scale = PackedBlock(conv, Finish({"scale": scale.flatten()})), None
+    return nn.Sequential(conv, pool, finish_after(norm, act, scale=scale))
 
 
 def _fold_head(head):
     conv, norm, act = head.channel
     if conv.out_channels % BLOCK == 0:
         conv = PointwiseConv2d(conv)
-    head.channel = nn.Sequential(conv, Finish.after(norm, act))
+    head.channel = nn.Sequential(conv, finish_after(norm, act))
     if head.spatial is not None:
         conv, norm, act = head.spatial
-        head.spatial = nn.Sequential(conv, Finish.after(norm, act))
+        head.spatial = nn.Sequential(conv, finish_after(norm, act))
 
 
 @torch.no_grad()
@@ -191,7 +219,7 @@ def pack_network(model, in_place=False):
     model = model if in_place else copy.deepcopy(model)
     model = model.cpu().float().eval().requires_grad_(False)
     if isinstance(model, ResNet):
-        finish = Finish.after(model.bn1, model.act1)
+        finish = finish_after(model.bn1, model.act1)
         if isinstance(model.pool, nn.MaxPool2d):
             del model.bn1, model.act1, model.pool
             model.stem = Stem(finish, halvings=len(model.stages) - 1)
@@ -204,7 +232,7 @@ def pack_network(model, in_place=False):
         if isinstance(model.feature_norm, nn.BatchNorm1d):
             model.feature_norm = FeatureNorm(model.feature_norm)
     else:
-        model.bn0, model.act0 = Finish.after(model.bn0, model.act0), nn.Identity()
+        model.bn0, model.act0 = finish_after(model.bn0, model.act0), nn.Identity()
         model.layers = nn.Sequential(*map(_plain, model.layers))
         model.__class__ = _PackedVGGSmall
     if isinstance(model.recovery, CIRec):

@@ -195,5 +195,9 @@ class AdaptiveSign(nn.Module):
         self.alpha = nn.Parameter(torch.ones(()))
         self.beta = nn.Parameter(torch.zeros(()))
 
+    def signs(self, x):
+        """Which of the two values: +1 or -1, shaped as x."""
+        return self.sign((x - self.beta) / self.alpha)
+
     def forward(self, x):
-        return self.alpha * (self.sign((x - self.beta) / self.alpha) + self.beta)
+        return self.alpha * (self.signs(x) + self.beta)

@@ -111,6 +111,12 @@ class BinaryConv2d(nn.Conv2d):
             x = self.input_transform(x)
         return self.activation_binarizer(x)
 
+    def input_signs(self, x):
+        """The signs, -1 and +1, that binary activations are made of, shaped as x."""
+        if self.input_transform is not None:
+            x = self.input_transform(x)
+        return self.activation_binarizer(x) if self.has_sign_inputs else self.activation_binarizer.signs(x)
+
     @property
     def has_sign_inputs(self):
         """Whether the activations that the convolution uses are -1 and +1, and nothing else."""

@@ -22,10 +22,12 @@ from utils.command import RunError
 from utils.deploy import __main__ as deploy
 from utils.deploy import networks
 from utils.deploy.export import check
-from utils.deploy.verify import relative_errors, round_to_half, wrong_sums
+from utils.deploy.verify import check_sums, relative_errors, round_to_half, wrong_sums
 
 IMAGENET = {"arch": "resnet18", "dataset": "imagenet"}
 RESNET20 = {"arch": "resnet20", "method": "bireal", "recovery": "cirec"}
+VALUES = ("rbnn", "recu", "recu_twostage", "adabin")
+"""Methods whose learned values may be negative."""
 NETWORKS = [
     *({**IMAGENET, "variant": variant} for variant in "abcd"),
     *({"arch": arch, "recovery": "cirec"} for arch in ("resnet20", "resnet18", "vgg_small")),
@@ -35,11 +37,20 @@ NETWORKS = [
     *({"arch": "vgg_small", "method": method} for method in ("xnor", "reactnet")),
     {**IMAGENET, "method": "irnet"},
     *({"arch": arch, "method": "irnet", "activation_bits": 32} for arch in ("resnet20", "vgg_small")),
+    *({"arch": arch, "method": method} for arch in ("resnet20", "resnet18", "vgg_small") for method in VALUES),
+    *({"arch": "resnet20", "method": method, "structure": "normal", "recovery": "cirec"} for method in VALUES),
+    {"arch": "resnet18", "method": "adabin", "structure": "normal"},
+    *({**IMAGENET, "method": method} for method in VALUES),
+    {**IMAGENET, "method": "adabin", "variant": "d"},
+    *({"arch": "resnet20", "method": method, "activation_bits": 32} for method in ("rbnn", "recu", "adabin")),
+    *({"arch": "vgg_small", "method": method, "activation_bits": 32} for method in ("recu", "adabin")),
 ]
 
 
 def size_of(network):
-    return (224, 224) if network.get("dataset") == "imagenet" else (32, 32)
+    if network.get("dataset") != "imagenet":
+        return (32, 32)
+    return (64, 64) if network.get("method") in VALUES else (224, 224)
 
 
 def random_network(network, seed=0):
@@ -64,10 +75,13 @@ def test_packed_network_is_the_training_graph(network):
     model = random_network(network)
     packed = pack_network(model)
     images = random_images(network, 2 if network.get("dataset") else 3, seed=1)
-    assert wrong_sums(model, packed, images) == []
-    expected, logits = model(images), packed(images)
+    wrong, expected = check_sums(model, packed, images)
+    logits = packed(images)
+    assert wrong == []
     assert relative_error(expected, logits) < 1e-4
     assert torch.equal(expected.argmax(1), logits.argmax(1))
+    if network.get("method") not in VALUES:  # whose rounding may turn a sign
+        assert relative_error(model(images), logits) < 1e-4
 
 
 @pytest.mark.parametrize("arch", ["resnet20", "resnet18"])
@@ -90,6 +104,45 @@ def test_a_wrong_bit_is_found():
     assert wrong_sums(model, packed, random_images(RESNET20, 1)) == [binary_convs(model)[4][0]]
 
 
+@pytest.mark.parametrize("values", ["weight_values", "input_values"])
+def test_a_wrong_value_is_found(values):
+    """A scale or an offset of the weights or the activations, whose signs and sums are right."""
+    network = {"arch": "resnet20", "method": "adabin"}
+    model = random_network(network)
+    packed = pack_network(model)
+    _, conv = binary_convs(packed)[4]
+    getattr(conv, values)[1] += 1e-3
+    conv.prepare()
+    assert wrong_sums(model, packed, random_images(network, 1)) == [binary_convs(model)[4][0]]
+
+
+def test_learned_values_are_negative_in_places():
+    """In the networks that are compared here."""
+    for method, name in (
+        ("adabin", "alpha"),
+        ("adabin", "pos"),
+        ("adabin", "neg"),
+        ("recu", "alpha"),
+        ("rbnn", "alpha"),
+    ):
+        values = [v.flatten() for k, v in random_network({"arch": "resnet20", "method": method}).named_parameters()
+                  if k.endswith(name)]  # fmt: skip
+        assert 0 < (torch.cat(values) < 0).float().mean() < 1
+
+
+@pytest.mark.parametrize("method", VALUES)
+@torch.no_grad()
+def test_images_of_several_sizes_one_after_the_other(method):
+    network = {"arch": "resnet20", "method": method}
+    model = random_network(network)
+    packed = pack_network(model)
+    for size in ((32, 32), (19, 24), (32, 32)):
+        images = torch.randn(1, 3, *size)
+        wrong, expected = check_sums(model, packed, images)
+        assert wrong == []
+        assert relative_error(expected, packed(images)) < 1e-4
+
+
 def test_packing_leaves_the_model_alone():
     model = random_network(RESNET20)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -104,17 +157,19 @@ def test_real_weights_are_refused(bits):
         pack_network(model)
 
 
+@pytest.mark.parametrize("method", ["bireal", *VALUES])
 @torch.no_grad()
-def test_compiled_whole():
-    packed = pack_network(random_network(RESNET20))
+def test_compiled_whole(method):
+    packed = pack_network(random_network({**RESNET20, "method": method}))
     images = random_images(RESNET20, 2)
     compiled = torch.compile(packed, backend="eager", fullgraph=True)
     assert torch.equal(compiled(images), packed(images))
 
 
+@pytest.mark.parametrize("method", ["reactnet", "rbnn", "adabin"])
 @torch.no_grad()
-def test_packed_networks_are_pickled():
-    packed = pack_network(random_network({**RESNET20, "method": "reactnet"}))
+def test_packed_networks_are_pickled(method):
+    packed = pack_network(random_network({**RESNET20, "method": method}))
     images = random_images(RESNET20, 2)
     assert torch.equal(pickle.loads(pickle.dumps(packed))(images), packed(images))
 
@@ -136,7 +191,17 @@ def test_evaluation_of_a_packed_network_in_bf16_ends_in_one_line(tmp_path, fails
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("network", [RESNET20, {"arch": "resnet20", "method": "reactnet"}], ids=name_of)
+@pytest.mark.parametrize(
+    "network",
+    [
+        RESNET20,
+        *({"arch": "resnet20", "method": method} for method in ("reactnet", *VALUES)),
+        *({"arch": "vgg_small", "method": method} for method in ("recu", "adabin")),
+        {"arch": "resnet18", "method": "rbnn"},
+        {"arch": "resnet20", "method": "adabin", "activation_bits": 32},
+    ],
+    ids=name_of,
+)
 @torch.no_grad()
 def test_files_round_trip(network, half, tmp_path):
     model = random_network(network)

@@ -18,6 +18,7 @@ from modules.activations import ACTIVATIONS, LearnedShift
 from modules.binarize import binary_sign
 from modules.inference import fused, xnor
 from modules.inference.fused import PointwiseConv2d, Stem
+from modules.inference.values import ValuesConv2d, finish_after
 from modules.inference.xnor import Finish, XnorConv2d, batch_norm_affine, pack_signs, unpack_signs
 
 CASES = [
@@ -100,17 +101,69 @@ def test_any_shape(data):
     assert torch.equal(XnorConv2d(conv)(x), expected_sums(conv, x))
 
 
-@pytest.mark.parametrize("method", ["bnn", "xnor", "irnet", "reactnet", "sdbnn"])
+@pytest.mark.parametrize("method", ["bnn", "xnor", "irnet", "reactnet", "sdbnn", "rbnn", "recu_twostage"])
 @torch.no_grad()
 def test_methods_shift_and_scale(method, either_path):
     conv = make_conv(48, 24, 3, 1, 1, method)
-    if isinstance(conv.input_transform, LearnedShift):
-        nn.init.normal_(conv.input_transform.bias)
+    conv.eval()
+    for module in conv.modules():
+        if isinstance(module, LearnedShift):
+            nn.init.normal_(module.bias)
     x = torch.randn(3, 48, 6, 6) - 0.4
     packed, scale = XnorConv2d(conv), conv.binary_weight()[1]
     assert torch.equal(packed(x), expected_sums(conv, x))
     out = packed(x, Finish.after(scale=scale) if scale is not None else None)
     torch.testing.assert_close(out, conv(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("factor", [0.7, -1.3])
+@torch.no_grad()
+def test_learned_values(case, factor, either_path, thread_count):
+    """Values other than -1 and +1 on both sides, in whose convolution the borders are unlike the middle."""
+    images, channels, out_channels, height, width, *shape = case
+    conv = make_conv(channels, out_channels, *shape, method="adabin")
+    nn.init.normal_(conv.weight, 0.3)
+    nn.init.constant_(conv.activation_binarizer.alpha, factor)
+    nn.init.constant_(conv.activation_binarizer.beta, 0.2)
+    x = torch.randn(images, channels, height, width)
+    sums = F.conv2d(conv.input_signs(x), conv.binary_weight()[0], None, conv.stride, conv.padding)
+    used = conv.quantized_input(x).double(), conv.quantized_weight().double()
+    expected = F.conv2d(*used, None, conv.stride, conv.padding)
+    packed, finish = ValuesConv2d(conv), Finish.after(make_norm(out_channels))
+    for _ in range(2):  # the second time it knows the borders
+        assert torch.equal(packed(x), sums)
+        assert (packed.values(x) - expected).abs().max() < 2e-6 * expected.abs().max()
+        assert torch.equal(packed(x, finish), finish(packed.values(x)))
+
+
+@torch.no_grad()
+def test_an_activation_at_its_threshold():
+    """x = beta is +1 whatever the sign of alpha, and the numbers next to it are on their sides."""
+    conv = make_conv(1, 1, 1, 1, 0, method="adabin")
+    nn.init.constant_(conv.weight, -1)
+    conv.weight_transform = None
+    nn.init.constant_(conv.activation_binarizer.beta, 0.3)
+    beta = torch.tensor(0.3)
+    x = torch.stack([torch.nextafter(beta, beta - 1), beta, torch.nextafter(beta, beta + 1)]).view(1, 1, 1, 3)
+    for alpha, signs in ((0.5, [-1, 1, 1]), (-0.5, [1, 1, -1])):
+        nn.init.constant_(conv.activation_binarizer.alpha, alpha)
+        assert conv.input_signs(x).flatten().tolist() == signs
+        assert ValuesConv2d(conv)(x).neg().flatten().tolist() == signs
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@torch.no_grad()
+def test_an_image_s_mean_is_the_training_graph_s(images, thread_count):
+    """A large image's mean is taken in as many parts as torch has threads, which stand aside within a network."""
+    conv = make_conv(64, 32, 3, 1, 1, "rbnn").eval()
+    packed = XnorConv2d(conv)
+    for _ in range(20):
+        x = torch.randn(images, 64, 56, 56)
+        expected = -x.mean((1, 2, 3))
+        with xnor.kernels_alone():
+            assert torch.equal(packed.shift(x)[:, 0], expected)
+            assert torch.get_num_threads() == 1
 
 
 def make_norm(channels):
@@ -145,7 +198,7 @@ def test_what_follows_the_convolution(act, shortcut, either_path):
     if residual is not None:
         expected += residual if shortcut_norm is None else shortcut_norm(residual)
     expected = activation(expected)
-    finish = Finish.after(norm, activation, shortcut_norm)
+    finish = finish_after(norm, activation, shortcut_norm)
     packed = XnorConv2d(conv)
     assert torch.equal(packed(x, finish, residual), expected)
     assert torch.equal(finish(packed(x), residual), expected)

@@ -75,7 +75,7 @@ class Stem(nn.Module):
 
     def forward(self, x):
         tap_size = _tap_size(x, self.halvings)
-        if any(size % (2 * small) for size, small in zip(x.shape[2:], tap_size)):
+        if not self.finish.fused or any(size % (2 * small) for size, small in zip(x.shape[2:], tap_size)):
             x = self.finish(x)
             return x, F.max_pool2d(x, 3, 2, 1)
         if compiled():

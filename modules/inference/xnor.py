@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.activations import LearnedShift, RPReLU
+from modules.activations import ImageStandardization, LearnedShift, RPReLU, ShiftedImageScale
 from modules.binarize import binary_sign
 
 WORD = 64
@@ -101,6 +101,17 @@ def kernels_alone():
 def thread_count():
     """How many threads a kernel may use."""
     return getattr(_state, "threads", None) or torch.get_num_threads()
+
+
+def _image_means(x):
+    """Means of x (N, C, H, W) over (C, H, W), (N,): of one image in as many parts as torch has threads elsewhere."""
+    if torch.compiler.is_compiling() or len(x) > 1 or getattr(_state, "threads", None) is None:
+        return x.mean((1, 2, 3))
+    torch.set_num_threads(_state.threads)
+    try:
+        return x.mean((1, 2, 3))
+    finally:
+        torch.set_num_threads(1)
 
 
 def _output_shape(x, tap_counts, stride, padding):
@@ -314,6 +325,7 @@ class Finish(Prepared):
     """
 
     ARRAYS = ("array",)
+    fused = True  # whether a convolution's kernel may do it all
 
     def __init__(self, rows, activation="none"):
         super().__init__()
@@ -383,10 +395,15 @@ class XnorConv2d(Prepared):
         self.register_buffer("no_finish", None, persistent=False)
         self.prepare()
 
+    def filters(self):
+        """The bits of the filters that the kernel applies."""
+        return self.bits
+
     def prepare(self):
         """Derive the kernel's arrays from the bits."""
-        self.blocks, self.tap_counts = arrange(self.bits)
-        self.no_shift, self.no_finish = torch.zeros(1, self.in_channels), neutral_table(len(self.bits))
+        filters = self.filters()
+        self.blocks, self.tap_counts = arrange(filters)
+        self.no_shift, self.no_finish = torch.zeros(1, self.in_channels), neutral_table(len(filters))
         self.arrays = self.blocks.numpy(), self.tap_counts.numpy()
         self.constants = self.no_shift.numpy(), self.no_finish.numpy()
 
@@ -395,13 +412,19 @@ class XnorConv2d(Prepared):
         transform = self.input_transform
         if transform is None:
             return self.no_shift
+        if isinstance(transform, ShiftedImageScale):
+            transform = transform[0]  # in evaluation the rest is the identity
         if isinstance(transform, LearnedShift):
             return transform.bias.flatten(1)
-        # The mean is taken in the training graph's memory order, so that its last bit is the same.
+        # Means are taken in the training graph's memory order, so that their last bits are the same.
+        if isinstance(transform, ImageStandardization):  # the standard deviation changes no sign
+            return -_image_means(x.contiguous()).unsqueeze(1).repeat(1, self.in_channels)
         return torch.sigmoid(transform.excite(torch.relu(transform.squeeze(x.contiguous().mean((2, 3))))))
 
     def forward(self, x, finish=None, residual=None):
         """finish: a Finish, or None for the convolution's sums, integers. residual: added where the Finish says."""
+        if finish is not None and not finish.fused:
+            return finish(self(x), residual)
         activation = "none" if finish is None else finish.activation
         if compiled():
             no_shift, no_finish = self.constants

@@ -4,14 +4,33 @@ import torch
 
 from models import build_model
 from models.inference import pack_network
+from modules.activations import LearnedShift, Maxout
+from modules.binarize import AdaptiveSign
+from modules.weights import RectifiedClamp, Rotation
 from utils.checkpoint import Contents, open_model
 from utils.command import RunError, UsageError
 from utils.training.flags import network_config
 
 
+def _randomise(module):
+    """Random values, as training may leave them, for what a module learns beside its weights."""
+    if isinstance(module, torch.nn.PReLU):
+        torch.nn.init.uniform_(module.weight, 0, 0.5)
+    elif isinstance(module, LearnedShift):
+        torch.nn.init.normal_(module.bias, 0, 0.2)
+    elif isinstance(module, Maxout):
+        torch.nn.init.normal_(module.pos, 1, 0.5)
+        torch.nn.init.normal_(module.neg, 0.25, 0.5)
+    elif isinstance(module, RectifiedClamp | Rotation):
+        torch.nn.init.normal_(module.alpha)
+    elif isinstance(module, AdaptiveSign):
+        torch.nn.init.normal_(module.alpha)
+        torch.nn.init.normal_(module.beta, 0, 0.3)
+
+
 def random_network(network, size=(32, 32), seed=0):
     """build_model(**network) in evaluation mode, with BatchNorm statistics as of random images of `size` (H, W), and
-    random BatchNorm and PReLU parameters."""
+    random values, negative ones where training may leave such, of all that is learned beside the weights."""
     torch.manual_seed(seed)
     model = build_model(**network)
     for module in model.modules():
@@ -19,8 +38,8 @@ def random_network(network, size=(32, 32), seed=0):
             module.momentum = None  # the statistics of the one batch below, as they are
             torch.nn.init.normal_(module.weight, 1, 0.2)
             torch.nn.init.normal_(module.bias, 0, 0.3)
-        elif isinstance(module, torch.nn.PReLU):
-            torch.nn.init.uniform_(module.weight, 0, 0.5)
+        else:
+            _randomise(module)
     with torch.no_grad():
         model.train()(random_images(size, 8, seed))
     return model.eval()

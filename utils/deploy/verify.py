@@ -7,6 +7,7 @@ from cifar.data import Batches, load
 from imagenet.data import eval_transform, open_split, use_labels_of
 from models import IMAGENET
 from models.inference import binary_convs
+from modules.inference.values import ValuesConv2d
 from utils.checkpoint import open_model
 from utils.checkpoint.packed import is_half
 from utils.command import RunError, UsageError
@@ -16,6 +17,8 @@ from utils.training.evaluation import check_classes
 
 TOLERANCE = 1e-4
 """Largest difference of logits that is accepted, relative to the largest logit of the image."""
+ROUNDING = 1e-5
+"""Largest difference of a convolution's float32 output from the exact one, relative to the largest output."""
 
 
 @torch.no_grad()
@@ -28,30 +31,52 @@ def round_to_half(model):
     return model
 
 
-@torch.no_grad()
-def wrong_sums(model, packed, images):
-    """Names of the binary convolutions whose packed form gives other integers than the training graph's.
+def _agree(conv, ours, x, output):
+    """(whether the packed convolution gives the training graph's integers and, but for rounding, its output; the
+    packed convolution's output), both for the training graph's input x."""
+    signs, scale, _ = conv.binary_weight()
+    sums = ours(x)
+    same = torch.equal(F.conv2d(conv.input_signs(x), signs, None, conv.stride, conv.padding), sums)
+    if isinstance(ours, ValuesConv2d):
+        sums = ours.values(x)
+    elif scale is not None:
+        sums = sums * scale.view(-1, 1, 1)
+    near = (sums - output).abs().max() <= ROUNDING * output.abs().max()
+    return same and bool(near), sums.contiguous()
 
-    Each is fed what the training graph feeds it for `images`; the sums of products of signs must be the same numbers.
+
+@torch.no_grad()
+def check_sums(model, packed, images):
+    """(names of the convolutions whose packed form is wrong, the training graph's logits without their rounding).
+
+    Each is fed what the training graph feeds it for `images`. The sums of products of signs must be the same integers,
+    and with their scales and offsets the training graph's output, but for its rounding. Then the training graph goes on
+    with the packed form's output: else a value that rounding brought to the other side of a threshold would turn a
+    sign, and with it all that follows. Without scales and offsets there is no rounding.
     """
     wrong, hooks = set(), []
 
     def compare(name, ours):
-        def hook(conv, args):
-            signs = conv.binary_weight()[0]
-            sums = F.conv2d(conv.quantized_input(args[0]), signs, None, conv.stride, conv.padding)
-            if not torch.equal(sums, ours(args[0])):
+        def hook(conv, args, output):
+            agree, exact = _agree(conv, ours, args[0], output)
+            if not agree:
                 wrong.add(name)
+            return exact
 
         return hook
 
     for (name, conv), (_, ours) in zip(binary_convs(model), binary_convs(packed), strict=True):
         if conv.activation_bits == 1:
-            hooks.append(conv.register_forward_pre_hook(compare(name, ours)))
-    model(images)
+            hooks.append(conv.register_forward_hook(compare(name, ours)))
+    logits = model(images)
     for hook in hooks:
         hook.remove()
-    return sorted(wrong)
+    return sorted(wrong), logits
+
+
+def wrong_sums(model, packed, images):
+    """The first that `check_sums` gives."""
+    return check_sums(model, packed, images)[0]
 
 
 def relative_errors(expected, logits):
@@ -96,19 +121,26 @@ def _imagenet_batches(args, contents, model, size):
 
 @torch.no_grad()
 def compare(model, packed, batches):
-    """What the two networks give for `batches` of (images, labels or None): plain values."""
-    found = {"images": 0, "relative_error": 0.0, "same_top1": 0, "labelled": 0, "top1_float": 0, "top1_packed": 0}
+    """What the two networks give for `batches` of (images, labels or None): plain values.
+
+    relative_error and same_top1 are of the logits that `check_sums` gives; rounded: images whose logits from the
+    training graph as it is differ by more than TOLERANCE; top1_float: its accuracy.
+    """
+    counts = ("images", "same_top1", "rounded", "labelled", "top1_float", "top1_packed")
+    found = {"relative_error": 0.0} | dict.fromkeys(counts, 0)
     wrong = set()
     for images, labels in batches:
-        expected, logits = model(images), packed(images)
+        own, logits = model(images), packed(images)
+        names, expected = check_sums(model, packed, images)
+        wrong.update(names)
         found["images"] += len(images)
+        found["rounded"] += (relative_errors(own, logits) > TOLERANCE).sum().item()
         found["relative_error"] = max(found["relative_error"], relative_errors(expected, logits).max().item())
         found["same_top1"] += (expected.argmax(1) == logits.argmax(1)).sum().item()
         if labels is not None:
             found["labelled"] += len(labels)
-            found["top1_float"] += (expected.argmax(1) == labels).sum().item()
+            found["top1_float"] += (own.argmax(1) == labels).sum().item()
             found["top1_packed"] += (logits.argmax(1) == labels).sum().item()
-        wrong.update(wrong_sums(model, packed, images))
     for name in ("top1_float", "top1_packed"):
         found[name] = 100 * found[name] / found["labelled"] if found["labelled"] else None
     return found | {"wrong_convs": sorted(wrong)}
@@ -129,6 +161,8 @@ def verify(args):
     print(f"binary convolutions with exactly the training graph's integers: {len(convs) - len(wrong)} of {len(convs)}")
     print(f"largest relative difference of logits: {found['relative_error']:.2e} (accepted: {TOLERANCE:.0e})")
     print(f"same top-1: {found['same_top1']} of {found['images']} images")
+    if found["rounded"]:
+        print(f"images on which the training graph's rounding turns a sign: {found['rounded']}")
     if found["labelled"]:
         print(f"top-1 accuracy: training graph {found['top1_float']:.2f} %, packed {found['top1_packed']:.2f} %")
     found["convs"] = len(convs)
