@@ -14,18 +14,11 @@ from models.vgg import VGGSmall
 from modules.activations import ImageScale, ImageStandardization, LearnedShift, SelfDistributionShift, ShiftedImageScale
 from modules.binarize import AdaptiveSign
 from modules.conv import BinaryConv2d
+from modules.inference.bits import pack_signs, unpack_signs
 from modules.inference.fused import BLOCK, PointwiseConv2d, Stem
+from modules.inference.runtime import Prepared, kernels_alone, thread_count
 from modules.inference.values import ValuesConv2d, finish_after
-from modules.inference.xnor import (
-    Finish,
-    Prepared,
-    XnorConv2d,
-    batch_norm_affine,
-    kernels_alone,
-    pack_signs,
-    thread_count,
-    unpack_signs,
-)
+from modules.inference.xnor import Finish, XnorConv2d, batch_norm_affine
 from modules.recovery import CIRec
 
 

@@ -16,10 +16,11 @@ from torch import nn
 from models.methods import METHODS
 from modules.activations import ACTIVATIONS, LearnedShift
 from modules.binarize import binary_sign
-from modules.inference import fused, xnor
+from modules.inference import fused, runtime, xnor
+from modules.inference.bits import pack_signs, unpack_signs
 from modules.inference.fused import PointwiseConv2d, Stem
 from modules.inference.values import ValuesConv2d, finish_after
-from modules.inference.xnor import Finish, XnorConv2d, batch_norm_affine, pack_signs, unpack_signs
+from modules.inference.xnor import Finish, XnorConv2d, batch_norm_affine
 
 CASES = [
     # images, C_in, C_out, height, width, kernel, stride, padding
@@ -45,7 +46,7 @@ def expected_sums(conv, x):
 def either_path(request, monkeypatch):
     """The compiled kernel, and what stands in for it where numba is missing."""
     if request.param == "torch":
-        for module in (xnor, fused):
+        for module in (runtime, xnor, fused):
             monkeypatch.setattr(module, "kernels", lambda: None)
 
 
@@ -161,7 +162,7 @@ def test_an_image_s_mean_is_the_training_graph_s(images, thread_count):
     for _ in range(20):
         x = torch.randn(images, 64, 56, 56)
         expected = -x.mean((1, 2, 3))
-        with xnor.kernels_alone():
+        with runtime.kernels_alone():
             assert torch.equal(packed.shift(x)[:, 0], expected)
             assert torch.get_num_threads() == 1
 
@@ -255,12 +256,12 @@ def test_operators_have_fake_kernels_and_are_exported():
 def test_without_numba_one_warning_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "modules.inference.kernels", None)
     monkeypatch.delattr("modules.inference.kernels", raising=False)
-    xnor.kernels.cache_clear()
+    runtime.kernels.cache_clear()
     try:
         with pytest.warns(UserWarning, match="numba"):
-            assert xnor.kernels() is None
+            assert runtime.kernels() is None
     finally:
-        xnor.kernels.cache_clear()
+        runtime.kernels.cache_clear()
 
 
 @torch.no_grad()

@@ -8,17 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.inference.xnor import (
-    FINISHES,
-    Prepared,
-    array_of,
-    compiled,
-    empty_like_last,
-    empty_maps,
-    finish_in_torch,
-    kernels,
-    thread_count,
-)
+from modules.inference.runtime import Prepared, array_of, compiled, empty_like_last, empty_maps, kernels, thread_count
+from modules.inference.xnor import FINISHES, finish_in_torch
 
 BLOCK = 32
 """Output channels of a block of weights; `PointwiseConv2d` needs a multiple."""

@@ -7,7 +7,8 @@ import torch
 
 from modules.activations import Maxout
 from modules.binarize import AdaptiveSign
-from modules.inference.xnor import Finish, XnorConv2d, pack_signs
+from modules.inference.bits import pack_signs
+from modules.inference.xnor import Finish, XnorConv2d
 
 LAST = torch.channels_last
 

@@ -5,19 +5,24 @@ padding counts as no product. With numba the kernels of `modules.inference.kerne
 computed in floating point by torch, slower. CPU only, no gradients.
 """
 
-import functools
-import threading
-import warnings
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.activations import ImageStandardization, LearnedShift, RPReLU, ShiftedImageScale
 from modules.binarize import binary_sign
+from modules.inference.bits import arrange, pack_signs, unpack_signs
+from modules.inference.runtime import (
+    Prepared,
+    array_of,
+    compiled,
+    empty_like_last,
+    empty_maps,
+    image_means,
+    kernels,
+    thread_count,
+)
 
-WORD = 64
 ROWS = ("scale", "alpha", "beta", "residual_alpha", "residual_beta", "before", "slope", "after")
 """Rows of a finish table (8, C): activation(x * scale * alpha + beta + residual * residual_alpha + residual_beta), in
 this order and with the training graph's rounding; "prelu" is a PReLU with `slope` between two shifts."""
@@ -30,122 +35,11 @@ def neutral_table(channels):
     return torch.tensor(_NEUTRAL).repeat(channels, 1).T.contiguous()
 
 
-@functools.cache
-def kernels():
-    """`modules.inference.kernels`, or None, with one warning, where numba is missing."""
-    try:
-        from modules.inference import kernels as compiled
-    except ImportError as error:
-        warnings.warn(f"{error}: binary convolutions run in floating point, slowly; pip install numba", stacklevel=2)
-        return None
-    return compiled
-
-
-def pack_signs(x):
-    """Bits of the signs of x (N, C, H, W): uint64 (N, H, W, ceil(C / 64)).
-
-    Channel c is bit c % 64 of word c // 64, 1 where x >= 0; bits past C are 0.
-    """
-    bits = (x >= 0).permute(0, 2, 3, 1).to(torch.uint8)
-    bits = F.pad(bits, (0, -bits.shape[3] % WORD)).unflatten(3, (-1, 8))
-    places = 2 ** torch.arange(8, dtype=torch.uint8)
-    return (bits * places).sum(4, dtype=torch.uint8).view(torch.uint64)
-
-
-def unpack_signs(bits, channels):
-    """Inverse of `pack_signs`: float32 (N, channels, H, W) of -1 and +1."""
-    places = 2 ** torch.arange(8, dtype=torch.uint8)
-    signs = (bits.view(torch.uint8).unsqueeze(4) & places).ne(0).flatten(3)[..., :channels]
-    return signs.permute(0, 3, 1, 2).to(torch.float32).mul_(2).sub_(1)
-
-
-_BITS_SET = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.uint8)
-
-
-def arrange(bits):
-    """Weights as the kernel reads them, from `bits` (C_out, k, k, words).
-
-    Returns blocks, uint64 (ceil(C_out / 16), k * k * words, 16), zero past C_out, so that neighbouring output channels
-    are neighbours in memory, and tap_counts, float32 (k * k, C_out): the bits set in each tap.
-    """
-    rows = bits.view(torch.int64).flatten(1)
-    rows = F.pad(rows, (0, 0, 0, -len(rows) % 16))
-    blocks = rows.unflatten(0, (-1, 16)).transpose(1, 2).contiguous().view(torch.uint64)
-    counts = _BITS_SET[bits.view(torch.uint8).int()].sum(3, dtype=torch.float32).flatten(1).T.contiguous()
-    return blocks, counts
-
-
-_state = threading.local()
-
-
-@contextmanager
-def kernels_alone():
-    """Within it the compiled kernels have torch's threads for themselves, and torch's own operators one.
-
-    The two have pools of their own, whose threads wait busily for a while after each operator: in turn, on the same
-    cores, each would keep the other from running.
-    """
-    count = torch.get_num_threads()
-    if count == 1 or kernels() is None:
-        yield
-        return
-    _state.threads = count
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)
-        _state.threads = None
-
-
-def thread_count():
-    """How many threads a kernel may use."""
-    return getattr(_state, "threads", None) or torch.get_num_threads()
-
-
-def _image_means(x):
-    """Means of x (N, C, H, W) over (C, H, W), (N,): of one image in as many parts as torch has threads elsewhere."""
-    if torch.compiler.is_compiling() or len(x) > 1 or getattr(_state, "threads", None) is None:
-        return x.mean((1, 2, 3))
-    torch.set_num_threads(_state.threads)
-    try:
-        return x.mean((1, 2, 3))
-    finally:
-        torch.set_num_threads(1)
-
-
 def _output_shape(x, tap_counts, stride, padding):
     """(N, C_out, H', W')."""
     taps, out_channels = tap_counts.shape
     height, width = ((size + 2 * padding - int(taps**0.5)) // stride + 1 for size in x.shape[2:])
     return x.shape[0], out_channels, height, width
-
-
-def empty_maps(shape):
-    """(maps, array): uninitialised float32 maps of shape (N, C, H, W), and the array (N, H, W, C) of their memory."""
-    images, channels, height, width = shape
-    memory = torch.empty((images, height, width, channels))
-    return memory.permute(0, 3, 1, 2), memory.numpy()
-
-
-def array_of(maps):
-    """NumPy view (N, H, W, C) of maps (N, C, H, W), a copy unless they are in channels-last memory.
-
-    Raises ValueError unless they are float32: the kernels read nothing else.
-    """
-    if maps.dtype != torch.float32:
-        raise ValueError(f"packed networks compute in float32, not in {maps.dtype}")
-    return maps.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def empty_like_last(x, shape):
-    """Uninitialised maps of `shape` (N, C, H, W) in channels-last memory, else like x: for fake kernels."""
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-def compiled():
-    """Whether to call the kernels directly, past the operators' dispatch: they exist, and nothing is being traced."""
-    return not torch.compiler.is_compiling() and kernels() is not None
 
 
 def _residual_array(residual, like):
@@ -282,41 +176,6 @@ def batch_norm_affine(norm):
     return at(1.0, torch.zeros_like(norm.running_mean)), at(0.0, norm.running_mean)
 
 
-class Prepared(nn.Module):
-    """A module whose `prepare` derives what the kernels read from its buffers: at the start, and when they are loaded.
-
-    It fills the buffers that are not persistent, and ARRAYS, attributes that share their memory: copies and pickles
-    go without both, and derive their own.
-    """
-
-    ARRAYS = ()
-
-    def __init__(self):
-        super().__init__()
-        self.register_load_state_dict_post_hook(_prepare)
-
-    def __getstate__(self):
-        state = {name: value for name, value in self.__dict__.items() if name not in self.ARRAYS}
-        derived = dict.fromkeys(self._non_persistent_buffers_set)
-        state["_buffers"] = {name: _signed(value) for name, value in self._buffers.items()} | derived
-        return state
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        if "bits" in self._buffers:
-            self.bits = self.bits.view(torch.uint64)
-        self.prepare()
-
-
-def _signed(words):
-    """uint64 tensors as int64: torch cannot pickle the former."""
-    return words.view(torch.int64) if words is not None and words.dtype == torch.uint64 else words
-
-
-def _prepare(module, incompatible_keys):
-    module.prepare()
-
-
 class Finish(Prepared):
     """BatchNorm, residual and activation in one pass: see ROWS.
 
@@ -418,7 +277,7 @@ class XnorConv2d(Prepared):
             return transform.bias.flatten(1)
         # Means are taken in the training graph's memory order, so that their last bits are the same.
         if isinstance(transform, ImageStandardization):  # the standard deviation changes no sign
-            return -_image_means(x.contiguous()).unsqueeze(1).repeat(1, self.in_channels)
+            return -image_means(x.contiguous()).unsqueeze(1).repeat(1, self.in_channels)
         return torch.sigmoid(transform.excite(torch.relu(transform.squeeze(x.contiguous().mean((2, 3))))))
 
     def forward(self, x, finish=None, residual=None):

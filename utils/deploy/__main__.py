@@ -8,7 +8,7 @@ import torch
 from cifar.data import DATASETS
 from models import ARCHS
 from models.inference import blank_network
-from modules.inference.xnor import kernels
+from modules.inference.runtime import kernels
 from utils.checkpoint import Contents
 from utils.checkpoint.packed import write_packed
 from utils.command import Parser, RunError, command, non_negative_int, positive_int, side, threads

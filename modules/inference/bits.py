@@ -1,0 +1,40 @@
+"""Signs as bits: 64 channels to a word, and weights in the order in which the kernels read them."""
+
+import torch
+import torch.nn.functional as F
+
+WORD = 64
+
+
+def pack_signs(x):
+    """Bits of the signs of x (N, C, H, W): uint64 (N, H, W, ceil(C / 64)).
+
+    Channel c is bit c % 64 of word c // 64, 1 where x >= 0; bits past C are 0.
+    """
+    bits = (x >= 0).permute(0, 2, 3, 1).to(torch.uint8)
+    bits = F.pad(bits, (0, -bits.shape[3] % WORD)).unflatten(3, (-1, 8))
+    places = 2 ** torch.arange(8, dtype=torch.uint8)
+    return (bits * places).sum(4, dtype=torch.uint8).view(torch.uint64)
+
+
+def unpack_signs(bits, channels):
+    """Inverse of `pack_signs`: float32 (N, channels, H, W) of -1 and +1."""
+    places = 2 ** torch.arange(8, dtype=torch.uint8)
+    signs = (bits.view(torch.uint8).unsqueeze(4) & places).ne(0).flatten(3)[..., :channels]
+    return signs.permute(0, 3, 1, 2).to(torch.float32).mul_(2).sub_(1)
+
+
+_BITS_SET = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.uint8)
+
+
+def arrange(bits):
+    """Weights as the kernel reads them, from `bits` (C_out, k, k, words).
+
+    Returns blocks, uint64 (ceil(C_out / 16), k * k * words, 16), zero past C_out, so that neighbouring output channels
+    are neighbours in memory, and tap_counts, float32 (k * k, C_out): the bits set in each tap.
+    """
+    rows = bits.view(torch.int64).flatten(1)
+    rows = F.pad(rows, (0, 0, 0, -len(rows) % 16))
+    blocks = rows.unflatten(0, (-1, 16)).transpose(1, 2).contiguous().view(torch.uint64)
+    counts = _BITS_SET[bits.view(torch.uint8).int()].sum(3, dtype=torch.float32).flatten(1).T.contiguous()
+    return blocks, counts
