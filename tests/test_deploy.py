@@ -23,7 +23,6 @@ from utils.deploy import networks
 from utils.deploy.export import check
 from utils.deploy.verify import check_sums, relative_errors, wrong_sums
 
-
 NETWORKS = [
     *({**IMAGENET, "variant": variant} for variant in "abcd"),
     *({"arch": arch, "recovery": "cirec"} for arch in ("resnet20", "resnet18", "vgg_small")),
