@@ -40,11 +40,11 @@ def test_accuracy_over_epochs_is_drawn(runs, capsys, fails):
     points = (runs / "curves.csv").read_text().splitlines()
     assert points[:3] == ["run,epoch,test_top1", "fp,1,95.00", "fp,2,96.00"]
     assert len(points) == 1 + 4 * 5 + 9
-    assert fails(tables.main, "curves", "--runs", runs, "--plot", runs / "no" / "curves.png")[0] == 1
+    assert fails(tables.main, "curves", "--runs", runs, "--plot", runs / "no" / "curves.png")[0] == 2
     assert fails(tables.main, "curves", "--runs", runs, "--plot", runs / "curves.xyz")[0] == 2
     assert fails(tables.main, 1, "--runs", runs, "--plot", runs / "curves.png")[0] == 2
     (runs / "fp" / "metrics.csv").unlink()
-    assert fails(tables.main, "curves", "--runs", runs)[0] == 1
+    assert fails(tables.main, "curves", "--runs", runs)[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from cifar import data
 from modules.restriction import attention_map, attention_mask
 from utils.checkpoint import open_model
 from utils.command import Parser, RunError, UsageError, command
+from utils.files import output_path, replacing
 from utils.tables.markdown import markdown_table
 
 THRESHOLDS = (("paper", 0.15), ("paper", 0.9), ("released", 0.15), ("released", 0.9), ("quantile", 0.15))
@@ -107,7 +108,7 @@ def main(argv=None):
     except ValueError as error:
         raise RunError(f"not what --output writes: {error}") from None
     if args.output:
-        with open(args.output, "w", newline="") as file:
+        with replacing(output_path(args.output, force=True)) as path, open(path, "w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

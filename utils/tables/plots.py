@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 
 from utils.command import UsageError
+from utils.files import output_path
 from utils.tables.markdown import markdown_table
 from utils.tables.paper import TABLES
 from utils.tables.results import by_images, seeds_of
@@ -60,8 +61,8 @@ def _draw(curves, xlabel, ylabel, path, columns, points, **style):
     if curves:
         axes.legend(fontsize="small")
     try:
-        figure.savefig(path, dpi=110)
-        with open(Path(path).with_suffix(".csv"), "w", newline="") as file:
+        figure.savefig(output_path(path, force=True), dpi=110)
+        with open(output_path(Path(path).with_suffix(".csv"), force=True), "w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(points)
