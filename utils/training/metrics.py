@@ -41,10 +41,7 @@ class Meters:
 
     def finite_means(self, title):
         """`means`, or RunError if the loss among them is not a finite number."""
-        means = self.means()
-        if not math.isfinite(means["loss"]):
-            raise RunError(f"{title}: the loss is {means['loss']}; lower --lr. The last checkpoint is intact")
-        return means
+        return finite(self.means(), title)
 
     def state(self):
         """(count, sums) in plain numbers, which `Meters(count, sums)` goes on from."""
@@ -58,6 +55,13 @@ class Meters:
             for name, value in sums.items():
                 total.sums[name] = total.sums.get(name, 0) + value
         return total
+
+
+def finite(means, title):
+    """`means`, or RunError if the loss among them is not a finite number."""
+    if not math.isfinite(means["loss"]):
+        raise RunError(f"{title}: the loss is {means['loss']}; lower --lr. The last checkpoint is intact")
+    return means
 
 
 def progress_bar(total, title, show):

@@ -18,7 +18,7 @@ from utils.training import distributed, runtime
 from utils.training.board import Board
 from utils.training.flags import flag_values
 from utils.training.losses import cross_entropy
-from utils.training.metrics import Meters, evaluate, progress_bar
+from utils.training.metrics import Meters, evaluate, finite, progress_bar
 from utils.training.resume import check_optimizer, check_state
 from utils.training.run import BEST, LAST, Run, versions
 from utils.training.signals import StopSignal
@@ -195,9 +195,7 @@ class Trainer:
             self.model, test, test.images_per_epoch, cross_entropy, runtime.Precision(self.precision.device),
             on_batch=self._stop_if_asked, title=title, progress=self.show_progress,
         )  # fmt: skip
-        if not torch.isfinite(torch.tensor(tested["loss"])):
-            raise RunError(f"{title}: the loss is {tested['loss']}; lower --lr. The last checkpoint is intact")
-        return tested
+        return finite(tested, title)
 
     def _finish_epoch(self, trained, tested, followed):
         """Write the epoch's row, last.pt, and best.pt if it is the best so far; the row."""
