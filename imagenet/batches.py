@@ -172,8 +172,6 @@ class Batches:
             if is_out_of_memory(error) or "shared memory" in str(error) or "Bus error" in str(error):
                 raise self._out_of_memory() from None
             raise RunError(f"loading images failed: {error}") from None
-        if not self.train and len(self.skipped) == self.count:
-            raise RunError(f"none of the {self.count} images of {self.root} can be read")
 
     def _out_of_memory(self):
         held = max(1, 2 * self.workers)  # batches that the loader prepares ahead

@@ -19,6 +19,7 @@ from imagenet import batches
 from imagenet import data as large
 from utils.command import RunError, UsageError
 from utils.images import UnreadableImage, read_image, scan
+from utils.training import metrics
 
 FAMILIES = ("small", "large")
 
@@ -126,4 +127,5 @@ def test_without_a_readable_image_there_is_one_line(family, tmp_path):
         (tmp_path / "test" / name).mkdir(parents=True)
         (tmp_path / "test" / name / "1.png").write_text("no image")
     with pytest.raises(RunError, match="none of the 2 images"):
-        load(tmp_path, family, skip_corrupt=True)
+        batches = load(tmp_path, family, skip_corrupt=True)
+        metrics.evaluate(torch.nn.Identity(), batches, 2, None, None, progress=False)

@@ -74,7 +74,7 @@ def evaluate(model, batches, total, criterion, precision, *, on_batch=None, titl
     """top1 and top5 (%), loss (per image) and the number of images, over every image of `batches` on all ranks.
 
     on_batch(): called after every batch. Ranks may have different numbers of images, none in a batch even, but must
-    have the same number of batches.
+    have the same number of batches. Raises RunError, on all ranks, if none had an image.
     """
     model.eval()
     meters = Meters()
@@ -88,4 +88,6 @@ def evaluate(model, batches, total, criterion, precision, *, on_batch=None, titl
             if on_batch:
                 on_batch()
     meters = meters.over_ranks()
+    if not meters.count:
+        raise RunError(f"{title}: none of the {total} images can be read")
     return {**meters.means(), "images": meters.count}
