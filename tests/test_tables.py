@@ -131,6 +131,8 @@ def test_a_folder_of_images_goes_by_its_name(runs, capsys):
 
 
 def test_only_what_was_run(runs, capsys):
-    out = lines(capsys, 1, "--runs", runs, "--finished")
+    out = lines(capsys, 1, "--runs", runs, "--brief")
+    assert out[0] == "copy: 360 test images, 9 epochs."
+    assert out[-1].startswith("| ")
     assert not any("not run" in line for line in out)
     assert any("IR²Net" in line for line in out)

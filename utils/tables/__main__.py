@@ -23,7 +23,7 @@ def build_parser():
     parser.add_argument("--runs", nargs="+", metavar="DIR", default=["results"], help="folders with finished runs")
     parser.add_argument("--data", metavar="NAME", help="only runs on this data set, or this folder of images, by name")
     parser.add_argument("--commands", action="store_true", help="below a table of the paper: what was run")
-    parser.add_argument("--finished", action="store_true", help="of a table of the paper only what was run")
+    parser.add_argument("--brief", action="store_true", help="of a table of the paper only what was run")
     parser.add_argument("--plot", metavar="PNG", help="fig7, curves: also draw it, and write its points beside")
     return parser
 
@@ -38,7 +38,7 @@ def main(argv=None):
         return
     results = collect(args.runs)
     if args.table in TABLES:
-        print(accuracy_table(args.table, results, args.data, args.commands, args.finished))
+        print(accuracy_table(args.table, results, args.data, args.commands, args.brief))
     else:
         results = results if args.data is None else of_data(results, args.data)
         print(leaderboard(results) if args.table == "leaderboard" else LISTS[args.table](results))

@@ -35,9 +35,9 @@ def _filled_by(cells, results):
 class _Images:
     """The cells of one family of networks, filled from runs on one set of images, for as many epochs."""
 
-    def __init__(self, cells, results, with_paper, finished=False):
-        finished = finished or not any(cell.top1 for cell in cells)  # a figure: what was not run has nothing to show
-        if results and finished:
+    def __init__(self, cells, results, with_paper, brief=False):
+        brief = brief or not any(cell.top1 for cell in cells)  # a figure: what was not run has nothing to show
+        if results and brief:
             cells = [cell for cell in cells if seeds_of(results, cell.flags)]
         self.cells = cells
         self.with_paper = with_paper and any(cell.top1 for cell in cells)
@@ -118,15 +118,15 @@ def heading(results):
     return f"{results[0].data_name}{papers}: {images:,} test images, {epochs} epochs."
 
 
-def accuracy_table(table, results, data=None, commands=False, finished=False):
+def accuracy_table(table, results, data=None, commands=False, brief=False):
     """Markdown of a table of the paper: one per set of images and number of epochs, and of CIFAR and ImageNet cells.
 
     data: only runs on the data of that name. Without it only those on CIFAR-10's images, in torchvision's form or in a
     folder, and on ImageNet's; beside other images the paper's figures are left out, since they mean nothing there.
-    commands: what was run, below. finished: only cells with runs.
+    commands: what was run, below. brief: only cells with runs, without the table's title and note.
     """
     title, cells = TABLES[table]
-    lines, left_out = [f"### {title}"], set()
+    lines, left_out = [], set()
     for family in (CIFAR, IMAGENET):
         own = [cell for cell in cells if cell.family == family]
         if not own:
@@ -139,11 +139,13 @@ def accuracy_table(table, results, data=None, commands=False, finished=False):
             runs = of_data(runs, data)
         for group in by_images(runs) or [[]]:
             with_paper = all(_is_papers(r, family) for r in group)
-            images = _Images(own, group, with_paper, finished)
+            images = _Images(own, group, with_paper, brief)
             lines += ["", heading(group), "", *images.markdown()]
             if commands and group:
                 lines += ["", "```", *images.commands(), "```"]
-    lines += ["", NOTE + (f" {OWN_DATA}" if CIFAR in {cell.family for cell in cells} else "")]
+    if brief:
+        return "\n".join(lines[1:])
+    lines = [f"### {title}", *lines, "", NOTE + (f" {OWN_DATA}" if CIFAR in {cell.family for cell in cells} else "")]
     if left_out:
         names = ", ".join(f"`--data {name}`" for name in sorted(left_out))
         lines += ["", f"Runs on other data are left out: {names} shows them."]
