@@ -42,8 +42,8 @@ def turned(monkeypatch):
 
 @pytest.mark.parametrize("method", ["rbnn", "recu", "adabin"])
 def test_a_run_killed_after_and_within_an_epoch_ends_alike(method, tmp_path, tiny_folder, monkeypatch, turned):
-    flags = ["--dataset", "folder", "--data-dir", tiny_folder, "--image-size", 16, "--batch-size", 16, "--method", method]
-    flags += ["--epochs", 2, "--warmup-epochs", 1, "--device", "cpu", "--deterministic", "--no-progress"]
+    flags = ["--dataset", "folder", "--data-dir", tiny_folder, "--image-size", 16, "--batch-size", 16]
+    flags += ["--method", method, "--epochs", 2, "--warmup-epochs", 1, "--device", "cpu", "--deterministic", "--no-progress"]
     flags += ["--checkpoint-minutes", 1e-9]
     run(*flags, "--output-dir", tmp_path / "whole")
     rotations = len(turned)

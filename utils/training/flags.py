@@ -49,7 +49,7 @@ def add_training_flags(parser):
     group.add_argument("--ires-variant", choices=IRES_VARIANTS, default="paper", help="the paper's or the code's mask")
     group.add_argument("--epochs", type=positive_int)
     group.add_argument("--batch-size", type=positive_int)
-    group.add_argument("--lr", type=positive_float, help="at the start; it falls to 0 step by step; rbnn's grows with the batch")
+    group.add_argument("--lr", type=positive_float, help="at the start; it falls to 0; rbnn's grows with the batch")
     group.add_argument("--warmup-epochs", type=non_negative_int, metavar="N", help="the rate rises in N equal steps")
     group.add_argument("--momentum", type=fraction)
     group.add_argument("--weight-decay", type=non_negative_float)
