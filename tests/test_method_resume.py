@@ -43,8 +43,8 @@ def turned(monkeypatch):
 @pytest.mark.parametrize("method", ["rbnn", "recu", "adabin"])
 def test_a_run_killed_after_and_within_an_epoch_ends_alike(method, tmp_path, tiny_folder, monkeypatch, turned):
     flags = ["--dataset", "folder", "--data-dir", tiny_folder, "--image-size", 16, "--batch-size", 16]
-    flags += ["--method", method, "--epochs", 2, "--warmup-epochs", 1, "--device", "cpu", "--deterministic", "--no-progress"]
-    flags += ["--checkpoint-minutes", 1e-9]
+    flags += ["--method", method, "--epochs", 2, "--warmup-epochs", 1, "--checkpoint-minutes", 1e-9]
+    flags += ["--device", "cpu", "--deterministic", "--no-progress"]
     run(*flags, "--output-dir", tmp_path / "whole")
     rotations = len(turned)
     assert rotations == (2 * 18 if method == "rbnn" else 0)
