@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # RBNN's, ReCU's and AdaBin's CIFAR-10 networks, each by its own recipe. Settings: see scripts/cells.sh. Their ImageNet
-# networks: imagenet.train --method rbnn, recu, recu_twostage or adabin, see the README.
+# networks: scripts/table4_imagenet.sh.
 source "$(dirname "$0")/setup.sh"
 source scripts/cells.sh
 
