@@ -48,6 +48,7 @@ RECIPES = {
     ("irnet", "resnet20"): {"epochs": 400, "lr": 0.1},
     ("irnet", "vgg_small"): {"epochs": 300, "lr": 0.007, "t_min": 1e-1},
     ("sdbnn", "vgg_small"): {"t_min": 1e-1},
+    ("adabin", "vgg_small"): {"lr": 0.007},  # IR-Net's, as its paper gives none: at 0.1 the first steps diverge
 }
 IRNET_1W32A = {"resnet20": {"t_min": 1e-1}}
 

@@ -25,6 +25,7 @@ def test_published_recipes_are_the_defaults():
     for method, values in expected.items():
         args = cifar("--method", method)
         assert tuple(getattr(args, name) for name in names) == values, method
+    assert cifar("--method", "adabin", "--arch", "vgg_small").lr == 0.007
     names = ("stage", "optimizer", "teacher", *names[:5])
     expected = {
         "rbnn": ("single", "sgd", "none", 150, 512, 0.1, 5, 1e-4),
