@@ -24,6 +24,7 @@ from utils.training.flags import (
     flag_values,
     network_config,
     runtime_flag,
+    take_recipe,
 )
 from utils.training.initial import start_from
 from utils.training.resume import command_line, set_resume_folder, take_flags
@@ -69,10 +70,11 @@ RECIPES = {
     "irnet": {**ONE_STAGE, "epochs": 100, "weight_decay": 1e-5, "schedule": "step", "color_jitter": True},
     "reactnet": {"epochs": 128, "lr": 2.5e-3, "schedule": "linear"},
     "sdbnn": {"schedule": "linear"},
-    "rbnn": {
+    "rbnn": {  # its rate goes with its batch, as on CIFAR-10
         **ONE_STAGE,
         "epochs": 150,
         "batch_size": 512,
+        "lr_batch": 512,
         "warmup_epochs": 5,
         "weight_decay": 1e-4,
         "t_min": 1e-2,
@@ -93,7 +95,7 @@ WEIGHT_DECAY = {32: 1e-5, 1: 0.0}
 
 
 def recipe(method):
-    """Hyper-parameters of `method`: {flag: value}."""
+    """Hyper-parameters of `method`: {flag: value}, as `take_recipe` reads them."""
     return {**COMMON, **RECIPES.get(method, {})}
 
 
@@ -159,9 +161,7 @@ def resolve(argv):
     parser = build_parser()
     args = parser.parse_args(argv)
     stored = take_run(parser, argv, args)
-    for name, value in recipe(args.method).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    take_recipe(args, recipe(args.method))
     if args.ires is None:
         args.ires = args.variant is not None
     if args.stage == "single":

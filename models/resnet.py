@@ -26,6 +26,10 @@ IMAGENET_STAGES = {
     "resnet34": ((64, 128, 256, 512), (3, 4, 6, 3)),
 }
 
+HEAD_GAIN = 1e-2
+"""CIRec has BatchNorms in a row, each of which divides features as small as 1e-8 by its epsilon's root: the first
+gradients are millions. From here on they are as large as those of 1e-8 without a head."""
+
 
 class ResNet(Network):
     """Stem, stages, average pooling, BatchNorm1d, linear layer.
@@ -34,9 +38,9 @@ class ResNet(Network):
     large_input: the 7x7 stem with stride 2 and a max-pooling, for 224x224; else a 3x3 stem.
     stem_act, feature_norm, feature_relu: whether the stem ends in an activation, whether BatchNorm1d stands before the
     linear layer, and a ReLU between the two. log_softmax: whether the logits are normalised to log-probabilities, which
-    changes neither predictions nor a softmax loss. norm_gain: what the gains of BatchNorm2d start at. kaiming: whether
-    weights start as He et al.'s, ICCV 2015, or as PyTorch's own. recovery: factory of the head, given all taps'
-    channels, or None.
+    changes neither predictions nor a softmax loss. norm_gain: what the gains of BatchNorm2d start at; under a head at
+    HEAD_GAIN or more. kaiming: whether weights start as He et al.'s, ICCV 2015, or as PyTorch's own. recovery: factory
+    of the head, given all taps' channels, or None.
     Taps: the stem (before its max-pooling) and the output of every stage.
     """
 
@@ -75,7 +79,7 @@ class ResNet(Network):
                 stage.append(block(channels, width, stride, conv=conv, act=act, shortcut=shortcut))
                 channels = width
             self.stages.append(stage)
-        self._start_gains(norm_gain)  # before there is a head: its gains start at 1
+        self._start_gains(max(norm_gain, HEAD_GAIN) if recovery else norm_gain)
         self.recovery = recovery and recovery([widths[0], *widths])
         self.feature_norm = nn.BatchNorm1d(channels) if feature_norm else nn.Identity()
         self.feature_act = nn.ReLU() if feature_relu else nn.Identity()

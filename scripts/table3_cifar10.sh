@@ -16,6 +16,7 @@ cell resnet20/irnet_bireal --arch resnet20 --method irnet --structure bireal
 cell resnet20/ir2net_bireal --arch resnet20 --structure bireal --ires --recovery cirec
 cell resnet18/fp --arch resnet18 --structure normal --activation relu --weight-bits 32 --activation-bits 32
 cell resnet18/irnet --arch resnet18 --method irnet
+cell resnet18/rbnn --arch resnet18 --method rbnn
 cell resnet18/ir2net --arch resnet18 --ires --recovery cirec
 
 finish python -m utils.tables 3 --runs "$RUNS" --data "$DATASET"

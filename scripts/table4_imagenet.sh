@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Table IV, and the ImageNet rows of IR-Net and SD-BNN: one command per cell, then the tables.
+# Table IV, and the ImageNet rows of IR-Net, SD-BNN, RBNN, ReCU and AdaBin: one command per cell, then the tables.
 #   DATA_DIR=dir  holds train/ and val/ (default: data/imagenet)
 #   RUNS=dir      where the runs go (default: runs/table4_imagenet)
 #   GPUS=n        processes of this machine (default: its GPUs, or 1); for several machines: scripts/imagenet_slurm.sh
@@ -44,8 +44,16 @@ cell irnet "" --method irnet "$@"
 cell irnet_1w32a "" --method irnet --activation-bits 32 "$@"
 cell irnet_resnet34 "" --method irnet --arch resnet34 "$@"
 cell irnet_resnet34_1w32a "" --method irnet --arch resnet34 --activation-bits 32 "$@"
+cell rbnn "" --method rbnn "$@"
+cell rbnn_resnet34 "" --method rbnn --arch resnet34 "$@"
+cell recu "" --method recu "$@"
+cell recu_resnet34 "" --method recu --arch resnet34 "$@"
+cell recu_twostage /stage2 --method recu_twostage "$@"
+cell adabin "" --method adabin "$@"
+cell adabin_resnet34 "" --method adabin --arch resnet34 "$@"
 
 python -m utils.tables 4 --runs "$RUNS"
 python -m utils.tables irnet --runs "$RUNS"
 python -m utils.tables sdbnn --runs "$RUNS"
+python -m utils.tables methods --runs "$RUNS"
 exit $failed

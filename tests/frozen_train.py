@@ -1,5 +1,6 @@
 """imagenet.train with BatchNorm in evaluation mode, where a batch's parts do not depend on each other, and in double
-precision, where the order of a sum does not show. What it trains is dumped by every rank: DUMP<rank>.pt."""
+precision, where the order of a sum does not show. What it trains is dumped by every rank: DUMP<rank>.pt; with it the
+rotations that RBNN's first convolution uses, in order, where every rank but the first has fitted another."""
 
 import os
 import sys
@@ -8,21 +9,35 @@ import torch
 from torch import nn
 
 from imagenet import batches, train
+from modules.weights import Rotation
 from utils.training import distributed
 from utils.training.trainer import Trainer
 
 frozen = os.environ.get("FROZEN") == "1"
-fit = Trainer.fit
+fit, fit_to, rotate = Trainer.fit, Rotation.fit_to, Rotation.forward
+used = []
 
 
 def dumping_fit(trainer, *args, **kwargs):
     try:
         return fit(trainer, *args, **kwargs)
     finally:
-        torch.save(trainer.model.state_dict(), f"{os.environ['DUMP']}{distributed.rank()}.pt")
+        dumped = trainer.model.state_dict() | {f"used.{i}": left for i, left in enumerate(used)}
+        torch.save(dumped, f"{os.environ['DUMP']}{distributed.rank()}.pt")
 
 
-Trainer.fit = dumping_fit
+def fit_another(rotation, w):
+    fit_to(rotation, w)
+    rotation.left.copy_(rotation.left.roll(distributed.rank(), 0))
+
+
+def recording_rotate(rotation, w):
+    if w.shape[:2] == (64, 64) and rotation.training:
+        used.append(rotation.left.clone())
+    return rotate(rotation, w)
+
+
+Trainer.fit, Rotation.fit_to, Rotation.forward = dumping_fit, fit_another, recording_rotate
 if frozen:
     torch.set_default_dtype(torch.float64)
     batches.Batches.__init__.__kwdefaults__["dtype"] = torch.float64

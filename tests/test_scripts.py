@@ -64,6 +64,7 @@ def test_cells_parse_and_have_names_of_their_own(path):
         ("table3_cifar10", "3"),
         ("irnet_tables", "irnet"),
         ("sdbnn_tables", "sdbnn"),
+        ("methods_tables", "methods"),
         ("fig7_lambda", "fig7"),
     ],
 )

@@ -249,13 +249,23 @@ def test_networks_as_published():
         ("resnet20", "cifar10", "adabin"): 1.0,
     }
     for (arch, dataset, method), gain in gains.items():
-        model = build_model(arch, dataset, method, recovery="cirec")
-        head = set(model.recovery.modules())
-        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-        assert all((m.weight == (1 if m in head else gain)).all() for m in norms)
+        for recovery, expected in (("none", gain), ("irec", max(gain, 1e-2)), ("cirec", max(gain, 1e-2))):
+            model = build_model(arch, dataset, method, recovery=recovery)
+            head = set(model.recovery.modules()) if model.recovery else ()
+            norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+            assert all((m.weight == (1 if m in head else expected)).all() for m in norms)
     shortcuts = [m for m in build_model("resnet18", method="rbnn").modules() if isinstance(m, BinaryConv2d)]
     assert sum(conv.kernel_size == (1, 1) for conv in shortcuts) == 3
     shortcut = build_model("resnet20", method="recu").stages[1][0].shortcut
     x = torch.randn(2, 16, 8, 8)
     expected = F.pad(F.avg_pool2d(x, 2), (0, 0, 0, 0, 8, 8))
     assert torch.equal(shortcut(x), expected)
+
+
+@pytest.mark.parametrize("recovery", ["none", "irec", "cirec"])
+def test_first_gradients_have_an_ordinary_size(recovery):
+    """Features of 1e-8 before BatchNorms in a row would make them millions under CIRec."""
+    torch.manual_seed(0)
+    model = build_model("resnet20", method="rbnn", recovery=recovery)
+    F.cross_entropy(model(torch.randn(8, 3, 32, 32)), torch.arange(8)).backward()
+    assert max(parameter.grad.abs().max() for parameter in model.parameters()) < 100

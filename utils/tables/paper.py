@@ -58,6 +58,9 @@ def _imagenet(method, top1, top5, flags, bits="1/1", arch="resnet18"):
 IRNET = {"method": "irnet"}
 IRNET_1W32A = {"method": "irnet", "activation_bits": 32}
 SDBNN = {"method": "sdbnn"}
+RBNN = {"method": "rbnn"}
+RECU = {"method": "recu"}
+ADABIN = {"method": "adabin"}
 
 TABLES = {
     "1": (
@@ -93,7 +96,7 @@ TABLES = {
             _resnet18("FP", 93.0, {**FP, **NORMAL}, "32/32"),
             _resnet18("BNN-DL", 90.5, None),
             _resnet18("IR-Net", 91.5, IRNET),
-            _resnet18("RBNN", 92.2, None),
+            _resnet18("RBNN", 92.2, RBNN),
             _resnet18("IR²Net", 92.5, IR2NET),
         ),
     ),
@@ -145,6 +148,28 @@ TABLES = {
             _resnet18("SD-BNN", 92.5, SDBNN),
             _imagenet("SD-BNN, ImageNet, stage 1", 67.6, 87.4, {**SDBNN, "weight_bits": 32}, "32/1"),
             _imagenet("SD-BNN, ImageNet", 66.5, 86.7, SDBNN),
+        ),
+    ),
+    "methods": (
+        "RBNN (Lin et al., NeurIPS 2020), ReCU (Xu et al., ICCV 2021), AdaBin (Tu et al., ECCV 2022)",
+        (
+            _resnet20("RBNN, normal structure", 86.5, {**RBNN, **NORMAL}),
+            _resnet20("RBNN, Bi-Real structure", 87.8, RBNN),
+            _resnet20("ReCU", 87.5, RECU),
+            _resnet20("AdaBin", 88.1, ADABIN),
+            _resnet18("RBNN", 92.2, RBNN),
+            _resnet18("ReCU", 92.8, RECU),
+            _vgg("RBNN", 91.3, RBNN),
+            _vgg("ReCU", 92.2, RECU),
+            _vgg("AdaBin", 92.3, ADABIN),
+            _imagenet("RBNN, ImageNet", 59.9, None, RBNN),
+            _imagenet("ReCU, ImageNet", 61.0, None, RECU),
+            _imagenet("ReCU, ImageNet, two stages", 66.4, None, {"method": "recu_twostage"}),
+            _imagenet("AdaBin, ImageNet", 63.1, None, ADABIN),
+            _imagenet("AdaBin, ImageNet, two stages", 66.4, None, None),
+            _imagenet("RBNN, ImageNet", 63.1, None, RBNN, arch="resnet34"),
+            _imagenet("ReCU, ImageNet", 65.1, None, RECU, arch="resnet34"),
+            _imagenet("AdaBin, ImageNet", 66.4, None, ADABIN, arch="resnet34"),
         ),
     ),
 }

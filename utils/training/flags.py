@@ -49,13 +49,29 @@ def add_training_flags(parser):
     group.add_argument("--ires-variant", choices=IRES_VARIANTS, default="paper", help="the paper's or the code's mask")
     group.add_argument("--epochs", type=positive_int)
     group.add_argument("--batch-size", type=positive_int)
-    group.add_argument("--lr", type=positive_float, help="at the start; it falls to 0 step by step")
+    group.add_argument("--lr", type=positive_float, help="at the start; it falls to 0; rbnn's grows with the batch")
     group.add_argument("--warmup-epochs", type=non_negative_int, metavar="N", help="the rate rises in N equal steps")
     group.add_argument("--momentum", type=fraction)
     group.add_argument("--weight-decay", type=non_negative_float)
     group.add_argument("--t-min", type=ede_t, help="EDE's t in the first epoch")
     group.add_argument("--seed", type=seed, default=0)
     return group
+
+
+def take_recipe(args, recipe):
+    """Give `args` what `recipe`, {flag: value}, says where no flag does.
+
+    A warm-up leaves at least one epoch of a shorter run. A recipe with `lr_batch` has a learning rate for batches of so
+    many images: for others it is in proportion (Goyal et al., 2017).
+    """
+    values = {name: value for name, value in recipe.items() if name != "lr_batch"}
+    left = {name for name in values if getattr(args, name) is None}
+    for name in left:
+        setattr(args, name, values[name])
+    if "warmup_epochs" in left:
+        args.warmup_epochs = min(args.warmup_epochs, args.epochs - 1)
+    if "lr" in left and "lr_batch" in recipe:
+        args.lr *= args.batch_size / recipe["lr_batch"]
 
 
 def runtime_flag(group, *names, kept=False, **options):
