@@ -97,7 +97,7 @@ def test_the_leaderboard_trains_every_method_plain_and_with_cirec_by_one_recipe(
     binary = {(args["method"], args["recovery"], args["seed"]) for args in parsed if args["weight_bits"] == 1}
     assert binary == {(method, head, seed) for method in METHODS for head in (None, "cirec") for seed in (0, 1)}
     recipe = ("epochs", "batch_size", "lr", "warmup_epochs", "momentum", "weight_decay", "t_min")
-    assert {tuple(args[name] for name in recipe) for args in parsed} == {(3, 32, 0.025, 0, 0.9, 1e-4, 1e-3)}
+    assert {tuple(args[name] for name in recipe) for args in parsed} == {(3, 32, 0.1, 0, 0.9, 1e-4, 1e-3)}
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
