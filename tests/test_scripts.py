@@ -240,3 +240,23 @@ def test_no_student_without_its_teacher(environment, tmp_path):
     assert result.returncode == 1
     assert "fp/seed0: failed: error: bad" in result.stderr
     assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
+def test_photographs_are_drawn_with_the_networks_of_imagenette(environment, tmp_path):
+    """In full_size/ if there is one, else in val/; the networks are those that scripts/imagenette.sh trains."""
+    script = ["bash", ROOT / "scripts" / "fig8_attention.sh"]
+    environment = {**environment, "DATA_DIR": str(tmp_path), "PICK": "1 0", "OUT": str(tmp_path / "out.png")}
+    options = {"capture_output": True, "text": True, "check": False, "env": environment}
+    assert "neither" in subprocess.run(script, **options).stderr
+    for folder in ("val", "full_size"):
+        (tmp_path / folder / "cat").mkdir(parents=True)
+        for name in ("a b.jpg", "c.jpg"):
+            (tmp_path / folder / "cat" / name).touch()
+        assert subprocess.run(script, **options).returncode == 0
+        (call,) = (tmp_path / "log").read_text().splitlines()
+        assert f"--images {tmp_path}/{folder}/cat/c.jpg {tmp_path}/{folder}/cat/a b.jpg --lam" in call
+        networks = ("fp/seed0", "baseline/seed0/stage2", "ir2net_c/seed0/stage2")
+        assert " ".join(f"{tmp_path}/runs/{network}/last.pt" for network in networks) in call
+        (tmp_path / "log").unlink()
+    environment["PICK"] = "2"
+    assert subprocess.run(script, **options).returncode == 2
