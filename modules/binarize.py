@@ -14,7 +14,7 @@ from torch import nn
 
 def binary_sign(x):
     """+1 where x >= 0, -1 elsewhere (equation 3); same shape, dtype and memory format. No gradient of its own."""
-    signs = x.clone().ge_(0).mul_(2).sub_(1)  # in x's dtype: by way of booleans it takes a CPU several times as long
+    signs = torch.ge(x, 0, out=torch.empty_like(x)).mul_(2).sub_(1)  # booleans take a CPU several times as long
     # A tensor of its own: torch.compile of torch 2.11 loses the gradient of a Function whose output was made in place
     # (pytorch/pytorch issue 180642).
     return signs.detach()
@@ -23,13 +23,14 @@ def binary_sign(x):
 class _ClipSign(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
-        ctx.save_for_backward(x.abs() <= 1)
+        ctx.save_for_backward(x)
         return binary_sign(x)
 
     @staticmethod
     def backward(ctx, grad):
-        (inside,) = ctx.saved_tensors
-        return grad * inside
+        (x,) = ctx.saved_tensors
+        beyond = 1 + torch.finfo(x.dtype).eps  # the number after 1: hardtanh's own gradient is 0 at its bounds
+        return torch.ops.aten.hardtanh_backward(grad, x, -beyond, beyond)
 
 
 class _BiRealSign(torch.autograd.Function):
@@ -41,7 +42,7 @@ class _BiRealSign(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
-        return x.abs().mul_(-2).add_(2).clamp_(min=0).mul_(grad)
+        return torch.rsub(x.abs(), 2, alpha=2).clamp_(min=0).mul_(grad)
 
 
 class _EDESign(torch.autograd.Function):

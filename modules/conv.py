@@ -127,6 +127,7 @@ class BinaryConv2d(nn.Conv2d):
         x = self.quantized_input(x)
         if not self.has_sign_inputs or isinstance(self.padding, str) or self.padding_mode != "zeros":
             return self._conv_forward(x, weight, self.bias)
+        weight = weight.to(x.dtype)  # else autocast brings it to that twice, forward and backward
         return _SignConv2d.apply(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self):

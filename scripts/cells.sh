@@ -1,6 +1,6 @@
 # What the table scripts share: source it after setup.sh. `cell NAME FLAGS` trains one cell of a table with every seed.
 #   RUNS=dir      where the runs go (default: runs/<script's name>-<DATASET>, with -<EPOCHS> if given)
-#   DATASET=, DATA_DIR=   cifar10 in data/ by default; folder, cifar100 or digits
+#   DATASET=, DATA_DIR=   cifar10 in data/ by default; folder, cifar100 or digits (imagenet: scripts/imagenette.sh)
 #   EPOCHS=n      another number of epochs than the recipe's
 #   SEEDS="0 1"   (default: 0)
 #   JOBS=n        cells at once, on one device (default: 1); the CPU's cores are shared out among them
@@ -17,7 +17,12 @@ if [ -n "${EPOCHS:-}" ]; then check_count EPOCHS "$EPOCHS"; fi
 if [ "$JOBS" -gt 1 ]; then # processes that each use every core wait for each other most of the time
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + JOBS - 1) / JOBS))}
 fi
+trainer=cifar.train
 extra=(--dataset "$DATASET" --no-progress)
+if [ "$DATASET" = imagenet ]; then
+    trainer=imagenet.train
+    extra=(--no-progress)
+fi
 if [ "$DATASET" != digits ]; then extra+=(--data-dir "${DATA_DIR:-data}"); fi
 if [ -n "${EPOCHS:-}" ]; then extra+=(--epochs "$EPOCHS"); fi
 extra+=("$@")
@@ -29,15 +34,15 @@ trap 'trap - TERM; kill 0' TERM # the trainings end with the script
 train_one() {
     local out=$1
     shift
-    if [ -e "$out/summary.json" ]; then
+    if [ -e "$out/summary.json" ] || [ -e "$out/stage2/summary.json" ]; then
         echo "$out: finished"
         return
     fi
     local resume=()
-    if [ -e "$out/last.pt" ]; then resume=(--resume); fi
+    if [ -e "$out/last.pt" ] || [ -e "$out/stage1/last.pt" ]; then resume=(--resume); fi
     mkdir -p "$(dirname "$out")"
     echo "$out: training"
-    if ! python -m cifar.train "$@" "${extra[@]}" "${resume[@]}" --output-dir "$out" >"$out.log" 2>&1; then
+    if ! python -m "$trainer" "$@" "${extra[@]}" "${resume[@]}" --output-dir "$out" >"$out.log" 2>&1; then
         echo "$out: failed: $(tail -n 1 "$out.log")" | tee -a "$failures" >&2
     fi
 }

@@ -105,3 +105,29 @@ def test_mistakes_get_one_line(files, tmp_path, fails):
     assert fails(attention.main, "--checkpoint", tmp_path / "none.pt", "--images", image)[0] == 1
     bad = tmp_path / "figure.nonsense"
     assert fails(attention.main, "--checkpoint", checkpoints[0], "--images", image, "--output", bad)[0] == 2
+
+
+def test_the_overview_has_a_row_per_image_and_the_last_maps_side_by_side():
+    torch.manual_seed(0)
+    models = [build_model("resnet20", recovery=head).eval() for head in ("none", "cirec")]
+    images = torch.rand(3, 3, 48, 48)
+    pictures = [(str(i), lambda size, i=i: images[i]) for i in range(3)]
+    networks = [(name, model, 48) for name, model in zip(("plain", "head"), models)]
+    axes = np.array(attention.overview_of(networks, pictures, 1.0, "paper").axes).reshape(3, 4)
+    assert [axis.get_title() for axis in axes[0, :3]] == ["image", "plain", "head"]
+    image = pictures[2][1](48)
+    for axis, model in zip(axes[2, 1:], models):
+        maps, mask = attention.attention_of(model, image[None], 1.0)
+        assert np.array_equal(axis.get_images()[1].get_array(), maps[-1][0].numpy())
+    shown = torch.from_numpy(np.asarray(axes[2, 3].get_images()[0].get_array()))
+    assert torch.equal(shown, (image * mask[0]).permute(1, 2, 0))
+    assert axes[2, 3].get_title() == f"{1 - mask.mean().item():.0%} masked"
+
+
+def test_the_overview_at_a_size_and_under_names_of_its_own(files, tmp_path, fails):
+    checkpoints, image = files
+    flags = ["--checkpoint", *map(str, checkpoints), "--images", str(image), "--output", str(tmp_path / "figure.png")]
+    attention.main([*flags, "--overview", "--image-size", "64", "--names", "one", "two"])
+    with Image.open(tmp_path / "figure.png") as figure:
+        assert figure.width > 3 * figure.height
+    assert fails(attention.main, *flags, "--names", "one")[0] == 2

@@ -9,7 +9,7 @@ from models import build_model
 from modules.binarize import BiRealSTE, ClipSTE
 from modules.restriction import ThriftyIResLoss
 from utils.bench import __main__ as bench
-from utils.bench import loading, speed
+from utils.bench import loading, paired, speed
 from utils.bench import reference as plain
 from utils.bench.step import CONTENDERS, saved_bytes
 from utils.training.losses import cross_entropy
@@ -113,3 +113,20 @@ def test_what_was_measured_is_told_in_tables(tmp_path, capsys, fails):
     assert fails(speed.main, tmp_path / "text")[0] == 1
     (tmp_path / "part").write_text(json.dumps({name: result[name] for name in ("what", "images_per_s", "versions")}))
     assert fails(speed.main, tmp_path / "part")[0] == 1
+
+
+def test_two_checkouts_take_turns(capsys, tmp_path, fails):
+    """This one against itself: the ratio is near 1, and its table is one of speed.md's."""
+    small = ["--image-size", "32", "--batch-size", "2", "--rounds", "2", "--steps", "1", "--amp", "off"]
+    paired.main(["--other", str(paired.ROOT), *small, "--json"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    result = json.loads(line)
+    assert 0.2 < result["ratio"] < 5
+    assert result["commits"]["this"] == result["commits"]["other"]
+    (tmp_path / "paired").write_text(line)
+    speed.main([str(tmp_path / "paired")])
+    assert f"| IR²Net-C | 32x32 | 2 | float32 | {' : '.join(result['commits'].values())} |" in capsys.readouterr().out
+    assert fails(paired.main, "--other", tmp_path)[0] == 2
+    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "imagenet" / "train.py").write_text("broken")
+    assert fails(paired.main, "--other", tmp_path, *small)[0] == 1

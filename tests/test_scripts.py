@@ -17,6 +17,7 @@ from utils.tables.results import identity
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 CELLS = [p for p in SCRIPTS if "\nsource scripts/cells.sh" in p.read_text()]
+TRAINERS = {p: "imagenet.train" if "\nDATASET=imagenet\n" in p.read_text() else "cifar.train" for p in CELLS}
 # What the shell puts in the place of a variable, for the parsers' eyes.
 VALUES = {"common[@]": "", "flags[@]": "", "@": "", "extra[@]": "", "resume[@]": ""}
 
@@ -54,7 +55,7 @@ def test_cells_parse_and_have_names_of_their_own(path):
     assert lines
     assert len({name for name, *_ in lines}) == len(lines)
     for _, *arguments in lines:
-        parse("cifar.train", arguments)
+        parse(TRAINERS[path], arguments)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,7 @@ def environment(tmp_path):
         *(("table1_ablation", f"SEEDS={x}") for x in (" ", "*", "0 a", "0;1", "-1")),
         *(("fig7_lambda", f"EPOCHS={x}") for x in ("abc", "0", "1.5", "1 2")),
         *(("table4_imagenet", f"GPUS={x}") for x in ("abc", "0", "*", "2 2")),
+        *(("imagenette", x) for x in ("IMAGE_SIZE=abc", "EPOCHS=0", "JOBS=*", "SEEDS=a")),
         ("imagenet_slurm", "SLURM_GPUS_ON_NODE=abc"),
         ("imagenet_slurm", "SLURM_JOB_ID="),
         ("speed", "ROUNDS=abc"),
@@ -178,7 +180,11 @@ def test_settings_that_are_none_are_one_line(script, setting, environment, tmp_p
 
 @pytest.mark.parametrize(
     ("script", "settings", "count"),
-    [("table1_ablation", {"SEEDS": " 0  1 ", "JOBS": "2", "EPOCHS": "3"}, 2), ("table4_imagenet", {"GPUS": "2"}, 1)],
+    [
+        ("table1_ablation", {"SEEDS": " 0  1 ", "JOBS": "2", "EPOCHS": "3"}, 2),
+        ("table4_imagenet", {"GPUS": "2"}, 1),
+        ("imagenette", {"SEEDS": " 0  1 ", "JOBS": "2", "EPOCHS": "3"}, 2),
+    ],
 )
 def test_settings_that_are_right_reach_every_cell(script, settings, count, environment, tmp_path):
     path = ROOT / "scripts" / f"{script}.sh"
@@ -186,3 +192,72 @@ def test_settings_that_are_right_reach_every_cell(script, settings, count, envir
     calls = [line for line in (tmp_path / "log").read_text().splitlines() if "--output-dir" in line]
     assert len(calls) == count * sum(line.startswith("cell ") for line in path.read_text().splitlines())
     assert all("--epochs 3" in call or "--nproc-per-node 2" in call for call in calls)
+
+
+def imagenette(environment, **settings):
+    """scripts/imagenette.sh with a stand-in for training that finishes, or fails at what $BROKEN names."""
+    stand_in = """#!/bin/bash
+        call=$*; out=${call##*--output-dir }; echo "$call" >> "$LOG"
+        case $call in
+            *utils.tables*) exit;;
+            *"/$BROKEN/seed0") echo "error: bad" >&2; exit 1;;
+            *single*) mkdir -p "$out"; touch "$out/summary.json";;
+            *) mkdir -p "$out/stage1"; touch "$out/stage1/last.pt";;
+        esac
+    """
+    Path(environment["VENV"], "bin", "python").write_text(stand_in)
+    environment = {**environment, "EPOCHS": "3", "IMAGE_SIZE": "64", "DATA_DIR": "photographs", **settings}
+    return subprocess.run(
+        ["bash", ROOT / "scripts" / "imagenette.sh"], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_imagenette_trains_the_teacher_then_its_students_and_goes_on(environment, tmp_path):
+    log = tmp_path / "log"
+    assert imagenette(environment, BROKEN="ir2net_a").returncode == 1
+    *calls, table = [shlex.split(line)[1:] for line in log.read_text().splitlines()]
+    assert table[:2] == ["utils.tables", "costs"]
+    parsed = [parse(module, flags) for module, *flags in calls]
+    networks = ["fp", "baseline", "ir2net_c", "ir2net_a", "ir2net_d"]
+    assert [Path(args.output_dir).parent.name for args in parsed] == networks
+    teacher = f"{tmp_path}/runs/fp/seed0/last.pt"
+    assert [args.teacher for args in parsed] == ["none", *4 * [teacher]]
+    assert [args.variant for args in parsed] == [None, None, "c", "a", "d"]
+    assert {(args.epochs, args.image_size, args.data_dir) for args in parsed} == {(3, 64, "photographs")}
+    log.unlink()
+    (tmp_path / "runs" / "ir2net_c" / "seed0" / "stage2").mkdir()
+    (tmp_path / "runs" / "ir2net_c" / "seed0" / "stage2" / "summary.json").touch()
+    assert imagenette(environment, BROKEN="none").returncode == 0
+    calls = log.read_text().splitlines()[:-1]
+    assert [(name, "--resume" in call) for call in calls for name in re.findall("runs/([^f]\\w+)/", call)] == [
+        ("baseline", True),
+        ("ir2net_a", False),
+        ("ir2net_d", True),
+    ]
+
+
+def test_no_student_without_its_teacher(environment, tmp_path):
+    result = imagenette(environment, BROKEN="fp")
+    assert result.returncode == 1
+    assert "fp/seed0: failed: error: bad" in result.stderr
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
+def test_photographs_are_drawn_with_the_networks_of_imagenette(environment, tmp_path):
+    """In full_size/ if there is one, else in val/; the networks are those that scripts/imagenette.sh trains."""
+    script = ["bash", ROOT / "scripts" / "fig8_attention.sh"]
+    environment = {**environment, "DATA_DIR": str(tmp_path), "PICK": "1 0", "OUT": str(tmp_path / "out.png")}
+    options = {"capture_output": True, "text": True, "check": False, "env": environment}
+    assert "neither" in subprocess.run(script, **options).stderr
+    for folder in ("val", "full_size"):
+        (tmp_path / folder / "cat").mkdir(parents=True)
+        for name in ("a b.jpg", "c.jpg"):
+            (tmp_path / folder / "cat" / name).touch()
+        assert subprocess.run(script, **options).returncode == 0
+        (call,) = (tmp_path / "log").read_text().splitlines()
+        assert f"--images {tmp_path}/{folder}/cat/c.jpg {tmp_path}/{folder}/cat/a b.jpg --lam" in call
+        networks = ("fp/seed0", "baseline/seed0/stage2", "ir2net_c/seed0/stage2")
+        assert " ".join(f"{tmp_path}/runs/{network}/last.pt" for network in networks) in call
+        (tmp_path / "log").unlink()
+    environment["PICK"] = "2"
+    assert subprocess.run(script, **options).returncode == 2

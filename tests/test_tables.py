@@ -1,5 +1,6 @@
 """Tables from the folders of finished runs."""
 
+import json
 import shutil
 
 import pytest
@@ -136,3 +137,29 @@ def test_only_what_was_run(runs, capsys):
     assert out[-1].startswith("| ")
     assert not any("not run" in line for line in out)
     assert any("IR²Net" in line for line in out)
+
+
+def test_what_an_accuracy_costs(tmp_path, capsys):
+    """Full precision first, then by OPs; a first stage and other data are no rows beside them."""
+    photographs = {"dataset": "imagenet", "arch": "resnet18", "data_dir": "data/photographs"}
+    write_run(tmp_path / "fp", 80.0, **FP, **photographs)
+    write_run(tmp_path / "c" / "stage1", 75.0, weight_bits=32, ires=True, variant="c", **photographs)
+    write_run(tmp_path / "c" / "stage2", 70.0, ires=True, variant="c", **photographs)
+    write_run(tmp_path / "baseline", 65.0, **photographs)
+    write_run(tmp_path / "elsewhere", 99.0, dataset="imagenet", arch="resnet18", data_dir="data/others")
+    for path, bops in ((tmp_path / "c" / "stage2", 9e9), (tmp_path / "fp", 0)):
+        summary = json.loads((path / "summary.json").read_text())
+        (path / "summary.json").write_text(json.dumps({**summary, "bops": bops, "model_mb": 44.7}))
+    out = lines(capsys, "costs", "--runs", tmp_path, "--data", "photographs")
+    assert out[0] == "photographs, not the paper's data: 360 test images, 5 epochs. At 32x32."
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in out if line.startswith("| ")][2:]
+    assert [row[:4] for row in rows] == [
+        ["full precision, relu, normal", "80.00 (1)", "-", "0.5"],
+        ["bireal", "65.00 (1)", "-15.00", "1.1"],
+        ["bireal + IRes + CIRec of IR²Net-C", "70.00 (1)", "-10.00", "141.1"],
+    ]
+    assert rows[0][4] == "44.70"
+    assert 1 < float(rows[1][4]) < float(rows[2][4]) < 5  # 11 million bits, and the head
+    assert "99.00" not in "".join(out)
+    assert lines(capsys, "costs", "--runs", tmp_path / "c" / "stage1") == ["No runs yet."]
+    assert "others" in "".join(lines(capsys, "costs", "--runs", tmp_path))

@@ -15,7 +15,7 @@ from cifar import data
 from modules.restriction import VARIANTS, attention_map, attention_mask
 from utils import images as image_files
 from utils.checkpoint import network_text, open_model
-from utils.command import Parser, UsageError, command, fraction, height_width, non_negative_int
+from utils.command import Parser, UsageError, command, fraction, height_width, image_size, non_negative_int
 from utils.files import output_path, replacing
 from utils.images import MEAN, STD
 from utils.training.flags import add_bits_flags
@@ -66,44 +66,73 @@ def pictures_of(args):
     return pictures
 
 
-def figure_of(networks, pictures, lam, variant):
-    """The figure: a row per image and network; input, maps from stem to last stage, input under the mask.
-
-    networks: [(name, model, image size)]; pictures: as `pictures_of` gives them.
-    """
+def _panels(rows, columns, width=1.6, height=1.7):
+    """A figure of rows x columns bare axes, and these axes as an array; width, height: of each, in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    size = (width * columns, height * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[], frame_on=False)
+    return figure, axes
+
+
+def _draw(axis, image, attention=None):
+    """An image (3, H, W), under its attention map (H, W) if there is one."""
+    axis.imshow(image.permute(1, 2, 0).numpy())
+    if attention is not None:
+        axis.imshow(attention, cmap="jet", alpha=0.5, vmin=0, vmax=1)
+
+
+def figure_of(networks, pictures, lam, variant):
+    """The figure: a row per image and network; input, maps from stem to last stage, input under the mask.
+
+    networks: [(name, model, image size)]; pictures: as `pictures_of` gives them.
+    """
     rows = []
     for title, picture in pictures:
         for name, model, size in networks:
             image = picture(size)
             maps, mask = attention_of(model, image[None], lam, variant)
-            rows.append((f"{title}\n{name}", image.permute(1, 2, 0).numpy(), [m[0].numpy() for m in maps], mask[0]))
-    columns = 2 + max(len(maps) for _, _, maps, _ in rows)
-    figure, axes = pyplot.subplots(
-        len(rows), columns, figsize=(1.6 * columns, 1.7 * len(rows)), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[], frame_on=False)
+            rows.append((f"{title}\n{name}", image, [m[0].numpy() for m in maps], mask[0]))
+    figure, axes = _panels(len(rows), 2 + max(len(maps) for _, _, maps, _ in rows))
     for line, (title, image, maps, mask) in zip(axes, rows):
-        line[0].imshow(image)
+        _draw(line[0], image)
         line[0].set_ylabel(title, fontsize=7)
         for i, attention in enumerate(maps):
-            line[1 + i].imshow(image)
-            line[1 + i].imshow(attention, cmap="jet", alpha=0.5, vmin=0, vmax=1)
+            _draw(line[1 + i], image, attention)
             line[1 + i].set_title("stem" if i == 0 else f"stage {i}" if i < len(maps) - 1 else "last", fontsize=7)
-        line[-1].imshow(image * mask.numpy()[:, :, None])
+        _draw(line[-1], image * mask)
         line[-1].set_title(f"IRes: {1 - mask.mean().item():.0%} masked", fontsize=7)
+    return figure
+
+
+def overview_of(networks, pictures, lam, variant):
+    """The figure at a glance: a row per image; input, every network's last map, input under the last one's mask."""
+    figure, axes = _panels(len(pictures), 2 + len(networks), height=1.75)
+    for line, (_, picture) in zip(axes, pictures):
+        _draw(line[0], picture(networks[0][2]))
+        for axis, (_, model, size) in zip(line[1:], networks):
+            image = picture(size)
+            maps, mask = attention_of(model, image[None], lam, variant)
+            _draw(axis, image, maps[-1][0].numpy())
+        _draw(line[-1], image * mask[0])
+        line[-1].set_title(f"{1 - mask.mean().item():.0%} masked", fontsize=13)
+    for axis, title in zip(axes[0], ["image", *(name for name, _, _ in networks)]):
+        axis.set_title(title, fontsize=13)
     return figure
 
 
 def build_parser():
     parser = Parser(prog="utils.attention", description=__doc__)
     parser.add_argument("--checkpoint", nargs="+", metavar="PATH", default=[], help="networks, side by side")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call them; default: their paths and bits")
     parser.add_argument("--images", nargs="+", metavar="FILE", default=[])
+    parser.add_argument("--image-size", type=image_size, metavar="SIZE", help="N or HxW; default: each network's own")
+    parser.add_argument("--overview", action="store_true", help="a row per image: the networks' last maps side by side")
     parser.add_argument("--dataset", choices=data.DATASETS, default="digits", help="whose test images --pick takes")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
     parser.add_argument("--pick", nargs="+", type=non_negative_int, metavar="N", default=[], help="test images to draw")
@@ -124,15 +153,18 @@ def main(argv=None):
         raise UsageError(f"--output {output}: name a .png, .pdf or .svg file")
     if output.resolve() in {Path(file).resolve() for file in (*args.checkpoint, *args.images)}:
         raise UsageError(f"--output {output} is one of the inputs")
+    if args.names and len(args.names) != len(args.checkpoint):
+        raise UsageError(f"--names gives {len(args.names)} names to {len(args.checkpoint)} networks")
     networks = []
-    for path in args.checkpoint:
+    for i, path in enumerate(args.checkpoint):
         model, contents = open_model(path, args.weight_bits, args.activation_bits, args.structure)
         bits = "/".join(str(contents.network.get(f"{side}_bits", 1)) for side in ("weight", "activation"))
-        name = f"{'/'.join(Path(path).with_suffix('').parts[-2:])} {bits}"
-        networks.append((name, model, contents.image_size))
+        name = args.names[i] if args.names else f"{'/'.join(Path(path).with_suffix('').parts[-2:])} {bits}"
+        networks.append((name, model, args.image_size or contents.image_size))
         print(f"{path}: {network_text(contents.network)}")
     pictures = pictures_of(args)
-    figure = figure_of(networks, pictures, args.lam, args.ires_variant)
+    draw = overview_of if args.overview else figure_of
+    figure = draw(networks, pictures, args.lam, args.ires_variant)
     with replacing(output) as temporary:
         figure.savefig(temporary, dpi=90, format=output.suffix[1:])
     print(f"{args.output}: {len(pictures)} images, {len(networks)} networks")

@@ -73,7 +73,18 @@ def data_table(results):
     return markdown_table(["data path alone", "ours", "DataLoader with PIL transforms", "ratio"], rows)
 
 
-TABLES = {"train": (training_table, ratio_table), "data": (data_table,)}
+def paired_table(results):
+    rows = []
+    for result in results:
+        size, rates = result["image_size"], result["images_per_s"]
+        what = [f"IR²Net-{result['variant'].upper()}", f"{size}x{size}", result["batch_size"], result["precision"]]
+        compared = " : ".join(result["commits"].values())
+        rows.append([*what, compared, *(f"{rates[side]:.0f}" for side in ("this", "other")), f"{result['ratio']:.2f}"])
+    header = ["ImageNet step, one thread", "images", "batch", "computed", "commits", "the first", "the second", "ratio"]
+    return markdown_table(header, rows)
+
+
+TABLES = {"train": (training_table, ratio_table), "data": (data_table,), "paired": (paired_table,)}
 """What was measured -> the tables that show it."""
 
 

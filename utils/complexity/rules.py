@@ -10,6 +10,7 @@ from modules.activations import (
     ImageStandardization,
     LearnedShift,
     Maxout,
+    PReLU,
     RPReLU,
     SelfDistributionShift,
     ShiftedImageScale,
@@ -70,7 +71,7 @@ HANDLERS = {
     **{cls: (MULTIPLY_ADD, _multiply_adds) for cls in (nn.Conv2d, nn.Linear)},
     BinaryConv2d: (MULTIPLY_ADD, _binary_multiply_adds),
     **{cls: (NORM, _outputs) for cls in (nn.BatchNorm1d, nn.BatchNorm2d)},
-    **{cls: (ACTIVATION, _outputs) for cls in (nn.PReLU, nn.Hardtanh, Maxout)},
+    **{cls: (ACTIVATION, _outputs) for cls in (nn.PReLU, PReLU, nn.Hardtanh, Maxout)},
     **{cls: (HEAD_POOLING, _pooled_inputs) for cls in (CIRec, IRec)},
     **{cls: (FREE, lambda *_: 0) for group in FREE_MODULES for cls in group},
 }

@@ -3,6 +3,7 @@
 from utils.command import Parser, UsageError, command
 from utils.tables import table6
 from utils.tables.accuracy import accuracy_table
+from utils.tables.costs import costs_table
 from utils.tables.leaderboard import leaderboard
 from utils.tables.paper import TABLES
 from utils.tables.plots import curves_table, plot_curves, plot_lambda
@@ -11,9 +12,9 @@ from utils.tables.runs import masked_table, runs_table
 
 HELP = (
     "the paper's table; runs: every run found; masked: what IRes masked in each; curves: accuracy over epochs; "
-    "leaderboard: every method with and without CIRec"
+    "costs: accuracy beside OPs and size; leaderboard: every method with and without CIRec"
 )
-LISTS = {"runs": runs_table, "masked": masked_table, "curves": curves_table}
+LISTS = {"runs": runs_table, "masked": masked_table, "curves": curves_table, "costs": costs_table}
 PLOTS = {"fig7": plot_lambda, "curves": plot_curves}
 
 

@@ -23,7 +23,7 @@ def _mean(runs):
 
 def _is_papers(result, family):
     """Whether the paper's figures may stand beside a run's: it saw the paper's images, or a copy of them."""
-    return family == IMAGENET or result.is_cifar10
+    return result.is_imagenet if family == IMAGENET else result.is_cifar10
 
 
 def _filled_by(cells, results):

@@ -7,7 +7,7 @@ import torch
 
 from models import METHODS, build_model
 from utils.checkpoint.packed import packed_content
-from utils.command import RunError
+from utils.command import RunError, height_width
 from utils.tables.accuracy import heading
 from utils.tables.markdown import markdown_table, mean_std
 from utils.tables.paper import FP, LEADERBOARD, NORMAL
@@ -37,11 +37,11 @@ def paired_gain(plain, other):
 
 def packed_bytes(result):
     """The size of a run's network packed to 1 bit; None for a network that cannot be packed."""
-    names = ("arch", "method", "weight_bits", "activation_bits", "structure", "activation", "recovery")
-    network = {name: result.args[name] for name in (*names, "ratio", "groups")}
+    names = ("arch", "dataset", "method", "weight_bits", "activation_bits", "structure", "activation", "recovery")
+    network = {name: result.args[name] for name in (*names, "ratio", "groups", "variant")}
     data = result.summary["data"]
     try:
-        network |= {"num_classes": len(data["classes"]), "image_size": data["image_size"][0]}
+        network |= {"num_classes": len(data["classes"]), "image_size": height_width(data["image_size"])[0]}
         with torch.random.fork_rng([]):  # whatever its weights are, the size is the same
             return len(packed_content(build_model(**network), network, data))
     except (RunError, ValueError, TypeError, LookupError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models import describe_network
-from utils.command import RunError, UsageError
+from utils.command import RunError, UsageError, height_width
 from utils.training.run import ARGS, METRICS, SUMMARY
 
 DEFAULTS = {
@@ -61,7 +61,7 @@ class Result:
     @property
     def data_name(self):
         """What the data are called: a folder of images by its own name."""
-        if self.args["dataset"] != "folder":
+        if self.args["dataset"] not in ("folder", "imagenet") or self.is_imagenet:
             return self.args["dataset"]
         return Path(self.args.get("data_dir") or "folder").resolve().name
 
@@ -70,6 +70,18 @@ class Result:
         """Whether the images are CIFAR-10's, as torchvision has them or in a folder of ten classes of those names."""
         classes = self.summary["data"].get("classes")
         return self.args["dataset"] == "cifar10" or (self.args["dataset"] == "folder" and classes == CIFAR10_CLASSES)
+
+    @property
+    def is_imagenet(self):
+        """Whether the images are ILSVRC-2012's: other trees of class folders have other numbers of classes."""
+        classes = self.summary["data"].get("classes")
+        return self.args["dataset"] == "imagenet" and isinstance(classes, list) and len(classes) == 1000
+
+    @property
+    def image_size(self):
+        """Of the images that the network saw, as text: "32x32"."""
+        size = self.summary["data"].get("image_size")
+        return "x".join(map(str, height_width(size))) if isinstance(size, (int, list)) else "unknown size"
 
     @property
     def top1(self):
@@ -90,7 +102,8 @@ class Result:
     @property
     def images_of(self):
         """What two runs must share to be compared: the data, the test images themselves, and the epochs."""
-        return (self.args["dataset"], str(self.summary["data"].get("test_fingerprint")), self.summary["epochs"])
+        images = self.summary["data"].get("test_fingerprint") or f"{self.data_name} at {self.image_size}"
+        return (self.args["dataset"], str(images), self.summary["epochs"])
 
     @property
     def schedule(self):

@@ -5,16 +5,28 @@ from utils.tables.markdown import markdown_table
 RECOVERY_NAMES = {"irec": "IRec", "cirec": "CIRec"}
 
 
+def is_full_precision(args):
+    """Whether a run's flags binarize nothing."""
+    return (args["weight_bits"], args["activation_bits"]) == (32, 32)
+
+
+def head_name(args):
+    """The recovery head of a run's flags, "CIRec", or "CIRec of IR²Net-C"; None if there is none."""
+    if args["variant"]:
+        return f"CIRec of IR²Net-{args['variant'].upper()}"
+    return RECOVERY_NAMES.get(args["recovery"])
+
+
 def network_name(args):
     """What a run's flags make: "bireal + IRes (λ 0.9) + CIRec", or "full precision, relu, normal"."""
-    if (args["weight_bits"], args["activation_bits"]) == (32, 32):
+    if is_full_precision(args):
         name = ", ".join(["full precision", *filter(None, (args["activation"], args["structure"]))])
     else:
         name = args["method"]
     unusual = [args["ires_variant"]] if args["ires_variant"] != "paper" else []
     unusual += [f"λ {args['lam']:g}"] if args["lam"] != 0.15 else []
     ires = "IRes" + (f" ({', '.join(unusual)})" if unusual else "")
-    return " + ".join([name, *[ires] * args["ires"], *filter(None, [RECOVERY_NAMES.get(args["recovery"])])])
+    return " + ".join([name, *[ires] * args["ires"], *filter(None, [head_name(args)])])
 
 
 def runs_table(results):
@@ -50,7 +62,8 @@ def masked_table(results):
         if r.args["ires"]:
             fractions = r.column("train_masked_fraction")
             at = [f"{fractions[round(part * (len(fractions) - 1))]:.2%}" for part in parts.values()]
-            settings = [r.data_name, *(r.args[name] for name in ("ires_variant", "lam")), r.args["recovery"] or "none"]
+            head = r.args["recovery"] or head_name(r.args) or "none"
+            settings = [r.data_name, *(r.args[name] for name in ("ires_variant", "lam")), head]
             rows.append([r.name, *settings, *at, f"{max(fractions):.2%}", f"{r.top1:.2f}"])
     header = ["run", "data", "variant", "λ", "recovery", *parts, "most in an epoch", "last %"]
     return "\n".join(markdown_table(header, rows))
