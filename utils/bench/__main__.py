@@ -1,15 +1,18 @@
 """Measure what this code costs: the training step and the data path, beside plain ones (`utils.bench.reference`)."""
 
 import json
+import os
 import sys
 
 from cifar import data
 from models import ARCHS, CIFAR, IMAGENET
 from modules.restriction import VARIANTS
+from utils.bench import inference, turns
 from utils.bench.loading import bench_data
 from utils.bench.step import bench_train
 from utils.command import Parser, UsageError, command, fraction, positive_int
 from utils.deploy import __main__ as deploy
+from utils.deploy.bench import bench
 from utils.training.flags import add_network_flags
 from utils.training.runtime import AMP
 
@@ -37,11 +40,21 @@ def build_parser():
     return parser
 
 
+def bench_deploy(args):
+    """What `utils.deploy bench` measures, and the same network beside other engines."""
+    args.threads = args.threads or os.cpu_count()
+    result = bench(args)
+    result["rivals"] = turns.measure(args)
+    print("", *inference.rivals([result]), sep="\n")
+    if args.json:
+        print(json.dumps(result))
+
+
 @command
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["deploy"]:
-        return deploy.main(["bench", *argv[1:]])
+        return bench_deploy(deploy.build_parser().parse_args(["bench", *argv[1:]]))
     args = build_parser().parse_args(argv)
     args.arch = args.arch or ("resnet18" if args.dataset == "imagenet" else "resnet20")
     try:
