@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,26 @@ def test_an_engine_answers_in_a_process_of_its_own(contender, tmp_path, monkeypa
     assert first.returncode is not None
     contender.stop()
     assert contender.process.returncode is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a stopped process with its parent")
+def test_a_stopped_engine_ends_with_the_process_that_started_it(contender, tmp_path):
+    words = [sys.executable, "-m", "utils.bench.engines", "onnxruntime", contender.path, tmp_path / "images.npy", "1"]
+    code = f"""
+import os, signal, subprocess
+engine = subprocess.Popen({[str(word) for word in words]}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+engine.stdout.readline()
+engine.send_signal(signal.SIGSTOP)
+print(engine.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=turns.ROOT, capture_output=True, text=True)
+    status = Path("/proc", done.stdout.strip(), "status")
+    deadline = time.monotonic() + 10
+    while status.exists() and "zombie" not in status.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert done.stdout.strip().isdigit(), done.stderr
+    assert not status.exists() or "zombie" in status.read_text()
 
 
 def test_other_logits_are_refused(contender, tmp_path):

@@ -83,8 +83,9 @@ class Contender:
         """The row with the medians of what was measured, and the file's bytes."""
         found = {name: [load[name] for load in self.loads] for name in self.loads[0]}
         found = {name: None if None in values else statistics.median(values) for name, values in found.items()}
-        files = {self.path, self.path.with_suffix(".bin")}  # OpenVINO's weights lie beside its graph
-        size = sum(path.stat().st_size for path in files if path.exists())
+        size = self.path.stat().st_size
+        if self.path.suffix == ".xml":  # OpenVINO's graph, beside which its weights lie
+            size += self.path.with_suffix(".bin").stat().st_size
         return {**self.row, "ms": statistics.median(self.times), **found, "bytes": size}
 
 
