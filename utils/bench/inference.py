@@ -28,7 +28,7 @@ def network_of(network):
         return NAMES.get(network, network)
     if network.get("variant"):
         return f"IR²Net-{network['variant'].upper()}"
-    return ", ".join(str(value) for value in network.values() if value)
+    return ", ".join(value for value in network.values() if isinstance(value, str))
 
 
 def published_top1(row):
