@@ -129,9 +129,17 @@ def test_other_logits_are_refused(contender, tmp_path):
         contender.start(tmp_path / "images.npy", 1)
 
 
+def test_an_engine_that_ends_between_its_turns_is_named(contender, tmp_path):
+    contender.start(tmp_path / "images.npy", 1)
+    contender.process.kill()
+    contender.process.wait()
+    with pytest.raises(RunError, match="net in ONNX Runtime, INT8 ended with status -9: "):
+        contender.turn()
+
+
 def test_an_engine_that_fails_says_why_in_one_line(contender, tmp_path):
     contender.path.write_text("half")
-    with pytest.raises(RunError, match=r"^net in ONNX Runtime, INT8 failed: ValueError: a damaged file$"):
+    with pytest.raises(RunError, match=r"^net in ONNX Runtime, INT8 ended with status 1: ValueError: a damaged file$"):
         contender.start(tmp_path / "images.npy", 1)
 
 

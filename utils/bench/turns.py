@@ -53,7 +53,8 @@ class Contender:
     def turn(self):
         """Run it for BURST seconds."""
         self.process.send_signal(signal.SIGCONT)
-        print(BURST, file=self.process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # of a process that has ended: what it told follows
+            print(BURST, file=self.process.stdin, flush=True)
         self.times += self._answer()
         self.process.send_signal(signal.SIGSTOP)  # some engines' threads wait busily for what comes next
 
@@ -61,7 +62,7 @@ class Contender:
         line = self.process.stdout.readline()
         if not line:
             told = self.log.read_text().strip().splitlines() or ["no word of why"]
-            raise RunError(f"{self} failed: {told[-1]}")
+            raise RunError(f"{self} ended with status {self.process.wait()}: {told[-1]}")
         return json.loads(line)
 
     def _check(self, logits):
