@@ -57,37 +57,41 @@ def build_parser():
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     sub = commands.add_parser("warm", help="compile the kernels, so that no later process has to")
     sub.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    archs = sorted({arch for known in ARCHS.values() for arch in known})
     for name, help in (
         ("pack", "write a packed file"),
         ("verify", "compare a packed network with the training graph"),
         ("bench", "measure inference"),
         ("onnx", "export the floating-point graph"),
     ):
-        sub = commands.add_parser(name, help=help)
-        sub.add_argument("--checkpoint", metavar="PATH", help="ours, or a released one; default: random weights")
-        sub.add_argument("--dataset", choices=(*DATASETS, "imagenet"), help="of the network, and of verify's images")
-        add_network_flags(sub, archs, variants=True)
-        sub.add_argument("--image-size", type=side, metavar="N", help="NxN images; default: the checkpoint's own")
-        sub.add_argument("--seed", type=non_negative_int, default=0, help="of random weights and images")
-        sub.add_argument("--json", action="store_true", help="one JSON object as the last line")
-        if name in ("pack", "onnx"):
-            sub.add_argument("--output", metavar="PATH", required=True)
-            sub.add_argument("--force", action="store_true", help="replace --output if it exists")
-        if name in ("pack", "verify"):
-            sub.add_argument("--half", action="store_true", help="float16 for weights of full-precision layers")
-        if name == "verify":
-            sub.add_argument("--packed", metavar="PATH", help="a packed file of --checkpoint; default: pack it anew")
-        if name in ("verify", "onnx"):
-            sub.add_argument("--data-dir", metavar="DIR", help="where --dataset lies; default: random images")
-            sub.add_argument("--images", type=positive_int, default=16, help="how many random images")
-            sub.add_argument("--batch-size", type=positive_int, help="default: 1 for imagenet, else 16")
-        if name == "bench":
-            sub.add_argument("--threads", type=threads, help="default: one per core")
-            sub.add_argument("--batch-size", type=positive_int, default=1)
-            sub.add_argument("--repeats", type=positive_int, default=20, help="rounds that the medians are taken over")
-            sub.add_argument("--compile", action="store_true", help="measure torchvision's network compiled, too")
+        add_flags(commands.add_parser(name, help=help), name)
     return parser
+
+
+def add_flags(sub, name):
+    """The flags of the command `name`, which works on a network."""
+    archs = sorted({arch for known in ARCHS.values() for arch in known})
+    sub.add_argument("--checkpoint", metavar="PATH", help="ours, or a released one; default: random weights")
+    sub.add_argument("--dataset", choices=(*DATASETS, "imagenet"), help="of the network, and of verify's images")
+    add_network_flags(sub, archs, variants=True)
+    sub.add_argument("--image-size", type=side, metavar="N", help="NxN images; default: the checkpoint's own")
+    sub.add_argument("--seed", type=non_negative_int, default=0, help="of random weights and images")
+    sub.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    if name in ("pack", "onnx"):
+        sub.add_argument("--output", metavar="PATH", required=True)
+        sub.add_argument("--force", action="store_true", help="replace --output if it exists")
+    if name in ("pack", "verify"):
+        sub.add_argument("--half", action="store_true", help="float16 for weights of full-precision layers")
+    if name == "verify":
+        sub.add_argument("--packed", metavar="PATH", help="a packed file of --checkpoint; default: pack it anew")
+    if name in ("verify", "onnx"):
+        sub.add_argument("--data-dir", metavar="DIR", help="where --dataset lies; default: random images")
+        sub.add_argument("--images", type=positive_int, default=16, help="how many random images")
+        sub.add_argument("--batch-size", type=positive_int, help="default: 1 for imagenet, else 16")
+    if name == "bench":
+        sub.add_argument("--threads", type=threads, help="default: one per core")
+        sub.add_argument("--batch-size", type=positive_int, default=1)
+        sub.add_argument("--repeats", type=positive_int, default=20, help="rounds that the medians are taken over")
+        sub.add_argument("--compile", action="store_true", help="measure torchvision's network compiled, too")
 
 
 @command

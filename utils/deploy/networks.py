@@ -29,10 +29,14 @@ def _randomise(module):
 
 
 def random_network(network, size=(32, 32), seed=0):
-    """build_model(**network) in evaluation mode, with BatchNorm statistics as of random images of `size` (H, W), and
-    random values, negative ones where training may leave such, of all that is learned beside the weights."""
+    """`lively` of build_model(**network)."""
     torch.manual_seed(seed)
-    model = build_model(**network)
+    return lively(build_model(**network), size, seed)
+
+
+def lively(model, size, seed=0):
+    """`model` in evaluation mode, with BatchNorm statistics as of random images of `size` (H, W), and random values,
+    negative ones where training may leave such, of all that is learned beside the weights."""
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = None  # the statistics of the one batch below, as they are

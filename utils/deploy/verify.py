@@ -165,7 +165,7 @@ def verify(args):
         print(f"images on which the training graph's rounding turns a sign: {found['rounded']}")
     if found["labelled"]:
         print(f"top-1 accuracy: training graph {found['top1_float']:.2f} %, packed {found['top1_packed']:.2f} %")
-    found["convs"] = len(convs)
+    found |= {"network": contents.network, "convs": len(convs)}
     found["passed"] = not wrong and found["relative_error"] <= TOLERANCE and found["same_top1"] == found["images"]
     if not found["passed"]:
         raise RunError("the packed network is not the same: see above" + "; wrong: ".join(["", *wrong]))
