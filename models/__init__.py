@@ -2,6 +2,10 @@
 
 from functools import partial
 
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
 from models.description import ARCHS, RECOVERIES, VARIANTS, describe_network, family_of
 from models.methods import CIFAR, IMAGENET, METHODS
 from models.resnet import CIFAR_STAGES, IMAGENET_STAGES, STRUCTURES, ResNet
@@ -17,6 +21,7 @@ __all__ = [
     "RECOVERIES",
     "STRUCTURES",
     "VARIANTS",
+    "NoRandomNumbers",
     "build_model",
     "describe_network",
     "family_of",
@@ -49,3 +54,12 @@ def build_model(arch, dataset="cifar10", method="bireal", weight_bits=1, activat
         return VGGSmall(image_size=network.image_size, **kwargs)
     stages = IMAGENET_STAGES if network.family == IMAGENET else CIFAR_STAGES
     return ResNet(*stages[arch], **kwargs)
+
+
+class NoRandomNumbers(TorchFunctionMode):
+    """Within it tensors are not filled with random numbers, which take most of the time of building a network."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.kaiming_uniform_, nn.init.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))

@@ -5,18 +5,17 @@ import copy
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from models import build_model
+from models import NoRandomNumbers, build_model
 from models.blocks import BasicBlock, BiRealBlock
+from models.program import check_images, lower
 from models.resnet import ResNet
 from models.vgg import VGGSmall
 from modules.activations import ImageScale, ImageStandardization, LearnedShift, SelfDistributionShift, ShiftedImageScale
 from modules.binarize import AdaptiveSign
 from modules.conv import BinaryConv2d
 from modules.inference.bits import pack_signs, unpack_signs
-from modules.inference.fused import BLOCK, PointwiseConv2d, Stem
-from modules.inference.runtime import Prepared, kernels_alone, thread_count
+from modules.inference.runtime import Prepared, kernels
 from modules.inference.values import ValuesConv2d, finish_after
 from modules.inference.xnor import Finish, XnorConv2d, batch_norm_affine
 from modules.recovery import CIRec
@@ -36,7 +35,7 @@ class UnpackedConv2d(Prepared):
         self.register_buffer("weight", None, persistent=False)
         self.prepare()
 
-    def prepare(self):
+    def derive(self):
         """Derive the weights from the bits."""
         weight = unpack_signs(self.bits, self.in_channels)
         if self.values is not None:
@@ -75,6 +74,19 @@ class PackedBasicBlock(nn.Module):
         return self.conv(self.first(x), self.finish, self.shortcut(x))
 
 
+class Stem(nn.Module):
+    """BatchNorm, activation and max-pooling after the first convolution: (N, C, H, W) -> (tap, pooled)."""
+
+    def __init__(self, finish, pool):
+        super().__init__()
+        self.finish = finish
+        self.pool = pool
+
+    def forward(self, x):
+        x = self.finish(x)
+        return x, self.pool(x)
+
+
 class FeatureNorm(nn.Module):
     """BatchNorm1d folded to x * alpha + beta, for features (N, C)."""
 
@@ -87,11 +99,9 @@ class FeatureNorm(nn.Module):
 
 
 class _Packed:
-    """What packed networks have in common."""
+    """What packed networks have in common. `fast`: whether full precision may be computed in bfloat16."""
 
-    def parts(self, images):
-        """The batch in parts that pass one after the other."""
-        return (images,)
+    fast = False
 
     def forward(self, images):
         """Raises RuntimeError under autocast, and in torch.jit.trace, which would keep the result as a constant."""
@@ -101,9 +111,22 @@ class _Packed:
             raise RuntimeError("torch.jit.trace cannot see the kernels of a packed network: use torch.export")
         if torch.is_autocast_enabled("cpu"):
             raise RuntimeError("packed networks compute in float32: leave autocast off (--amp off)")
-        with kernels_alone():
-            logits = [super(_Packed, self).forward(part) for part in self.parts(images)]
-        return logits[0] if len(logits) == 1 else torch.cat(logits)
+        if kernels() is None:
+            return super().forward(images)
+        check_images(images)
+        program = self.program(images.shape[2:])
+        return super().forward(images) if program is None else program(images)
+
+    def program(self, size):
+        """The `NetworkProgram` for images of `size` (H, W), or None for a network that runs module by module."""
+        key = (*size, self.fast, Prepared.changes)
+        known = self.__dict__.get("_program", (None, None))
+        if known[0] != key:
+            known = self.__dict__["_program"] = key, lower(self, *size, self.fast)
+        return known[1]
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "_program"}
 
 
 class _PackedResNet(_Packed, ResNet):
@@ -116,10 +139,6 @@ class _PackedVGGSmall(_Packed, VGGSmall):
 
 class _PackedLargeResNet(_Packed, ResNet):
     """A ResNet for large images, whose stem after the convolution is one module."""
-
-    def parts(self, images):
-        """One image per thread: the maps of so many stay in the caches, those of a batch would not."""
-        return images.split(thread_count())
 
     def features(self, images):
         tap, x = self.stem(self.conv1(images))
@@ -192,8 +211,6 @@ def _plain(layer):
 
 def _fold_head(head):
     conv, norm, act = head.channel
-    if conv.out_channels % BLOCK == 0:
-        conv = PointwiseConv2d(conv)
     head.channel = nn.Sequential(conv, finish_after(norm, act))
     if head.spatial is not None:
         conv, norm, act = head.spatial
@@ -204,7 +221,7 @@ def _fold_head(head):
 def pack_network(model, in_place=False):
     """The inference network of `model`, a network of `models.build_model` in evaluation mode; `model` is left alone.
 
-    It gives the same logits, has `features` (whose first map may come pooled, see `Stem`) and `classify`, runs on the
+    It gives the same logits, has `features` and `classify`, runs on the
     CPU in float32, and cannot be trained. With 1-bit weights and activations its binary convolutions are `XnorConv2d`;
     with 32-bit activations they run in floating point. Raises ValueError for 32-bit weights.
     in_place: turn `model` itself.
@@ -214,8 +231,8 @@ def pack_network(model, in_place=False):
     if isinstance(model, ResNet):
         finish = finish_after(model.bn1, model.act1)
         if isinstance(model.pool, nn.MaxPool2d):
+            model.stem = Stem(finish, model.pool)
             del model.bn1, model.act1, model.pool
-            model.stem = Stem(finish, halvings=len(model.stages) - 1)
             model.__class__ = _PackedLargeResNet
         else:
             model.bn1, model.act1 = finish, nn.Identity()
@@ -231,18 +248,9 @@ def pack_network(model, in_place=False):
     if isinstance(model.recovery, CIRec):
         _fold_head(model.recovery)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
+        if isinstance(module, nn.Conv2d) and (module.in_channels > 3 or module.kernel_size == (7, 7)):
+            module.to(memory_format=torch.channels_last)  # a small stem's sums would have another order
     return model
-
-
-class _NoRandomNumbers(TorchFunctionMode):
-    """Within it tensors are not filled with random numbers, which take most of the time of building a network."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.kaiming_uniform_, nn.init.uniform_):
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **(kwargs or {}))
 
 
 def blank_network(**network):
@@ -250,7 +258,7 @@ def blank_network(**network):
 
     Raises ValueError for 32-bit weights, and what build_model raises.
     """
-    with _NoRandomNumbers():
+    with NoRandomNumbers():
         model = build_model(**network)
     return pack_network(model, in_place=True)
 

@@ -126,6 +126,9 @@ def test_without_a_readable_image_there_is_one_line(family, tmp_path):
     for name in ("dark", "light"):
         (tmp_path / "test" / name).mkdir(parents=True)
         (tmp_path / "test" / name / "1.png").write_text("no image")
+
+    def evaluate():
+        metrics.evaluate(torch.nn.Identity(), load(tmp_path, family, skip_corrupt=True), 2, None, None, progress=False)
+
     with pytest.raises(RunError, match="none of the 2 images"):
-        batches = load(tmp_path, family, skip_corrupt=True)
-        metrics.evaluate(torch.nn.Identity(), batches, 2, None, None, progress=False)
+        evaluate()

@@ -1,1 +1,1 @@
-"""Binary networks at inference: XOR and popcount, fused full precision, and the kernels of both."""
+"""Binary networks at inference: bits, programs of steps, and the compiled kernels that execute them."""

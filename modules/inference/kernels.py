@@ -1,37 +1,36 @@
-"""Compiled kernels of inference: XOR and popcount in SIMD registers, and the full precision around them. Needs numba.
+"""Kernels of 1-bit inference, compiled by numba into one function, `run`, that executes a whole program.
 
-All maps are (N, H, W, C) in memory. Signs are bits, 1 where x >= 0, in uint64 words along the channels. The interfaces
-are `modules.inference.xnor` and `modules.inference.fused`. It is one file because numba's cache notices changes of a
-function's own file alone.
+`modules.inference.layout` describes maps, sign bits and programs. No kernel allocates, calls Python, or knows a
+network. What is fast is written in LLVM's own vectors, because its vectoriser would keep the sums in memory.
 """
 
-import functools
 import itertools
-import os
-import sys
-import threading
 
-import numpy as np
-from llvmlite import ir
-from numba import config, njit, prange, set_num_threads, types
-from numba.core import cgutils, event
+from llvmlite import binding, ir
+from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.ufunc.parallel import _launch_threads
 
-PIXELS = 7
-"""Output pixels that share one load of the weights: 14 registers of sums, and all ImageNet sizes are multiples."""
-VECTORS = 2
-"""512-bit registers of output channels that are summed at a time; a CPU with narrower ones takes several for one."""
-COUNT_CHANNELS, DENSE_CHANNELS = 8 * VECTORS, 16 * VECTORS
-"""Output channels in a block of weights: 64-bit sums of the binary convolution, 32-bit sums of the dense one."""
+from modules.inference.layout import LANES, Call, Field, Finish, Kind
 
-NONE, HARDTANH, PRELU = range(3)
-SCALE, ALPHA, BETA, RES_ALPHA, RES_BETA, BEFORE, SLOPE, AFTER = range(8)
-"""Rows of the table `finish` (8, C_out), what follows the convolution: sums * SCALE * ALPHA + BETA, plus residual *
-RES_ALPHA + RES_BETA, then the activation, where PRELU has SLOPE and stands between the shifts BEFORE and AFTER."""
+_i16, _i32, _i64, _float = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_words = ir.VectorType(_i64, LANES // 2)
+_floats, _pairs = ir.VectorType(_float, LANES), ir.VectorType(_i32, LANES)
+_FIELDS = len(Field)
+_BYTES = 4 * LANES
+_PAIR = 100
+"""The kind of `_line` that computes DENSE for two blocks of channels at once."""
+HAS_BF16 = bool(binding.get_host_cpu_features().get("avx512bf16"))
+"""Whether the CPU multiplies numbers in bfloat16."""
+binding.initialize_native_asmparser()
 
-_i32, _i64, _float = ir.IntType(32), ir.IntType(64), ir.FloatType()
-_words, _counts = ir.VectorType(_i64, 8), ir.VectorType(_i32, 8)
+
+def _constant(vector, number):
+    return ir.Constant(vector, [number] * vector.count)
+
+
+def _whole(number):
+    return ir.Constant(_i64, number)
 
 
 def _llvm(builder, name, *values):
@@ -41,67 +40,20 @@ def _llvm(builder, name, *values):
     return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), values)
 
 
-def _add_differing_bits(builder, total, x, weight):
-    return builder.add(total, _llvm(builder, "llvm.ctpop.v8i64", builder.xor(x, weight)))
+def _fma(builder, *values):
+    return _llvm(builder, "llvm.fma.v16f32", *values)
 
 
-def _count_as_float(builder, total):
-    return builder.sitofp(builder.trunc(total, _counts), ir.VectorType(_float, 8))
+def _load(builder, address, kind, offset=0):
+    """The value of type `kind` at the address, an i64, which need not be aligned."""
+    place = builder.add(address, offset if isinstance(offset, ir.Value) else _whole(offset))
+    value = builder.load(builder.inttoptr(place, kind.as_pointer()))
+    value.align = 2
+    return value
 
 
-def _add_product(builder, total, x, weight):
-    return _llvm(builder, "llvm.fma.v16f32", x, weight, total)
-
-
-def _window_kernel(pixels, vector, accumulate, result):
-    """Kernel: sums over `pixels` input windows for a block of VECTORS * lanes output channels, kept in registers.
-
-    Written in LLVM's own vectors, because its vectoriser would keep the sums in memory. accumulate(builder, total, x,
-    weight) is one step of a sum, in this order; result(builder, total) is what is stored, a vector of float32.
-    The kernel's arguments, all intp: address of the first window; elements from one window to the next, and from one
-    row of a window to the next; rows; elements per row; address of the weights (rows, elements per row, channels);
-    address of the sums; sums from one pixel to the next.
-    """
-    element, lanes = vector.element, vector.count
-
-    @intrinsic
-    def kernel(typing_context, window, window_step, row_step, rows, row_size, weights, out, out_step):
-        def codegen(context, builder, signature, args):
-            window, window_step, row_step, rows, row_size, weights, out, out_step = args
-            window = builder.inttoptr(window, element.as_pointer())
-            weights = builder.inttoptr(weights, vector.as_pointer())
-            out = builder.inttoptr(out, _float.as_pointer())
-
-            def times(value, number):
-                return builder.mul(value, ir.Constant(_i64, number))
-
-            def vector_at(index):
-                load = builder.load(builder.gep(weights, [index]))
-                load.align = 4
-                return load
-
-            zero = ir.Constant(vector, None)
-            totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(VECTORS)] for _ in range(pixels)]
-            with cgutils.for_range(builder, rows) as row, cgutils.for_range(builder, row_size) as step:
-                first = times(builder.add(builder.mul(row.index, row_size), step.index), VECTORS)
-                block = [vector_at(builder.add(first, ir.Constant(_i64, v))) for v in range(VECTORS)]
-                start = builder.add(builder.mul(row.index, row_step), step.index)
-                for p in range(pixels):
-                    place = builder.add(start, times(window_step, p))
-                    x = _broadcast(builder, builder.load(builder.gep(window, [place])), vector)
-                    for total, weight in zip(totals[p], block):
-                        builder.store(accumulate(builder, builder.load(total), x, weight), total)
-            for p in range(pixels):
-                for v, total in enumerate(totals[p]):
-                    place = builder.add(times(out_step, p), ir.Constant(_i64, v * lanes))
-                    value = result(builder, builder.load(total))
-                    target = builder.bitcast(builder.gep(out, [place]), value.type.as_pointer())
-                    builder.store(value, target).align = 4
-            return context.get_dummy_value()
-
-        return types.void(*[types.intp] * 8), codegen
-
-    return kernel
+def _store(builder, value, address):
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 2
 
 
 def _broadcast(builder, value, vector):
@@ -110,422 +62,546 @@ def _broadcast(builder, value, vector):
     return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(_i32, vector.count), None))
 
 
-_count_pixels, _count_pixel = (_window_kernel(n, _words, _add_differing_bits, _count_as_float) for n in (PIXELS, 1))
-_dense_pixels, _dense_pixel = (
-    _window_kernel(n, ir.VectorType(_float, 16), _add_product, lambda builder, total: total) for n in (PIXELS, 1)
-)
+class _Step:
+    """The fields of a step, read as they are needed."""
+
+    def __init__(self, builder, address):
+        self.builder, self.address = builder, address
+
+    def __getitem__(self, field):
+        return _load(self.builder, self.address, _i64, 8 * field)
+
+    def times(self, field, number):
+        return self.builder.mul(self[field], _whole(number))
 
 
-@intrinsic
-def _sign_word(typing_context, values, shifts):
-    """uint64 whose bit c is values[c] + shifts[c] >= 0, from the addresses of 64 float32 each."""
+def _accumulate(builder, step, pixels, place, element, vectors, add):
+    """Sums over the taps of windows: [pixel][vector]. add(total, x, weight) is one step of a sum.
 
-    def codegen(context, builder, signature, args):
-        vector = ir.VectorType(_float, 64)
-        loaded = []
-        for address in args:
-            load = builder.load(builder.inttoptr(address, vector.as_pointer()))
-            load.align = 4
-            loaded.append(load)
-        signs = builder.fcmp_ordered(">=", builder.fadd(*loaded), ir.Constant(vector, None))
-        return builder.bitcast(signs, _i64)
+    pixels: how many windows, and the bytes from one to the next if they are known: then no register holds them.
 
-    return types.uint64(types.intp, types.intp), codegen
+    place: addresses of window, weights and offsets. element: type of a tap of the window. vectors: types of the
+    weights of one tap, which lie one after the other; of those that are not counts, each is of another block.
+    """
+    pixels, apart = pixels
+    window, weights, offsets = place
+    zeros = [ir.Constant(_floats if vector is _pairs else vector, None) for vector in vectors]
+    totals = [[cgutils.alloca_once_value(builder, zero) for zero in zeros] for _ in range(pixels)]
+    windows = [
+        builder.add(window, _whole(apart * p) if apart else step.times(Field.SOURCE_PIXEL, p)) for p in range(pixels)
+    ]
+    counts = vectors[0] is _words
+    size, next_vector = (2 * _BYTES, _whole(_BYTES)) if counts else (_BYTES, step.times(Field.TAPS, _BYTES))
+    with cgutils.for_range(builder, step[Field.TAPS]) as tap:
+        offset = _load(builder, builder.add(offsets, builder.mul(tap.index, _whole(8))), _i64)
+        start = builder.add(weights, builder.mul(tap.index, _whole(size)))
+        places = [builder.add(start, builder.mul(next_vector, _whole(v))) for v in range(len(vectors))]
+        block = [_load(builder, place, vector) for place, vector in zip(places, vectors)]
+        for p in range(pixels):
+            x = _broadcast(builder, _load(builder, windows[p], element, offset), vectors[0])
+            for total, weight in zip(totals[p], block):
+                builder.store(add(builder.load(total), x, weight), total)
+    return [[builder.load(total) for total in of_pixel] for of_pixel in totals]
 
 
-@intrinsic
-def _multiply_add(typing_context, x, factor, term):
-    """x * factor + term in float32, rounded once: what torch's BatchNorm computes."""
+def _count_sums(builder, step, pixels, place, base):
+    """base - 2 * differing bits: [block][pixel], vectors of float32."""
 
-    def codegen(context, builder, signature, args):
-        return builder.fma(*args)
+    def add(total, x, weight):
+        return builder.add(total, _llvm(builder, "llvm.ctpop.v8i64", builder.xor(x, weight)))
 
-    return types.float32(types.float32, types.float32, types.float32), codegen
+    sums = []
+    for p, totals in enumerate(_accumulate(builder, step, pixels, place, _i64, [_words] * 2, add)):
+        low, high = (builder.bitcast(total, _pairs) for total in totals)
+        both = builder.shuffle_vector(low, high, ir.Constant(_pairs, list(range(0, 2 * LANES, 2))))
+        base_address, columns = base
+        case = _load(builder, columns, _i64, 8 * p)
+        products = _load(builder, base_address, _floats, case)
+        sums.append(_fma(builder, builder.sitofp(both, _floats), _constant(_floats, -2.0), products))
+    return [sums]
 
 
-@intrinsic
-def _finish_pixels(
-    typing_context, x, x_step, factor, products, finish, finish_step, residual, residual_step, activation, out,
-    out_step, pixels,
-):  # fmt: skip
-    """`_finish_row` for 16 channels of some pixels, with the rows of `finish` in registers.
+def _dense_sums(builder, step, pixels, place, base, blocks=1):
+    def add(total, x, weight):
+        return _fma(builder, x, weight, total)
 
-    x, products, finish, residual (0 if there is none) and out are addresses of float32, the steps go from one pixel,
-    or row of finish, to the next.
+    return list(zip(*_accumulate(builder, step, pixels, place, _float, [_floats] * blocks, add)))
+
+
+def _dense_pair_sums(*args):
+    return _dense_sums(*args, blocks=2)
+
+
+def _bf16_sums(builder, step, pixels, place, base):
+    """Each tap is a pair of products; without the instruction there is no such kernel to call."""
+    signature = ir.FunctionType(_floats, [_floats, _pairs, _pairs])
+    product = ir.InlineAsm(signature, "vdpbf16ps $3, $2, $0", "=v,0,v,v")
+
+    def add(total, x, weight):
+        return builder.call(product, [total, x, weight]) if HAS_BF16 else total
+
+    return list(zip(*_accumulate(builder, step, pixels, place, _i32, [_pairs], add)))
+
+
+def _copied(builder, step, pixels, place, base):
+    return [[_load(builder, place[0], _floats, step.times(Field.SOURCE_PIXEL, p)) for p in range(pixels[0])]]
+
+
+def _finish(builder, step, row, sums, residual, out, bits, block):
+    """What follows the sums of each pixel, and where it goes; see `modules.inference.layout.Finish`.
+
+    block: which one it is, of those whose first one the addresses are of.
+    """
+    beside = _whole(_BYTES * block)
+
+    def present(address):
+        return builder.icmp_unsigned("!=", address, _whole(0))
+
+    values = []
+    for p, y in enumerate(sums):
+        y = _fma(builder, builder.fmul(y, row[Finish.SCALE]), row[Finish.ALPHA], row[Finish.BETA])
+        added = _load(builder, residual, _floats, builder.add(step.times(Field.RESIDUAL_PIXEL, p), beside))
+        y = builder.fadd(y, _fma(builder, added, row[Finish.RESIDUAL_ALPHA], row[Finish.RESIDUAL_BETA]))
+        y = builder.fadd(y, row[Finish.BEFORE])
+        positive = builder.fcmp_ordered(">", y, _constant(_floats, 0.0))
+        y = builder.fmul(y, builder.select(positive, row[Finish.POSITIVE], row[Finish.NEGATIVE]))
+        y = builder.fadd(y, row[Finish.AFTER])
+        y = builder.select(builder.fcmp_ordered("<", y, row[Finish.LOW]), row[Finish.LOW], y)
+        values.append(builder.select(builder.fcmp_ordered(">", y, row[Finish.HIGH]), row[Finish.HIGH], y))
+    with builder.if_then(present(out)):
+        for p, y in enumerate(values):
+            _store(builder, y, builder.add(builder.add(out, step.times(Field.OUT_PIXEL, p)), beside))
+    with builder.if_then(present(bits)):
+        for p, y in enumerate(values):
+            shifted = builder.fadd(y, row[Finish.SHIFT])
+            signs = builder.fcmp_ordered(">=", shifted, _constant(_floats, 0.0))
+            word = builder.bitcast(signs, _i16)
+            _store(builder, word, builder.add(builder.add(bits, step.times(Field.BITS_PIXEL, p)), _whole(2 * block)))
+
+
+def _tile(sums_of, pixels, apart=None):
+    """Kernel: `pixels` neighbouring pixels of one block of output channels, from the sums to the output.
+
+    apart: SOURCE_PIXEL, if the kernel is for one value of it.
+
+    Its arguments are addresses: of the step; of the first window, the block's weights and offsets; of its base and of
+    the first pixel's entry in COLUMN_BASE; of its part of the finish table; of the first pixel's residual, output
+    and bits, the last two 0 if there are none.
     """
 
+    @intrinsic
+    def kernel(typing_context, step, window, weights, offsets, base, columns, finish, residual, out, bits):
+        def codegen(context, builder, signature, args):
+            address, window, weights, offsets, base, columns, finish, residual, out, bits = args
+            step = _Step(builder, address)
+            sums = sums_of(builder, step, (pixels, apart), (window, weights, offsets), (base, columns))
+            for block, of_block in enumerate(sums):
+                places = [builder.add(finish, step.times(Field.FINISH_ROW, name)) for name in Finish]
+                row = [_load(builder, place, _floats, _BYTES * block) for place in places]
+                _finish(builder, step, row, of_block, residual, out, bits, block)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 10), codegen
+
+    return kernel
+
+
+_count_7, _count_4, _count_1 = (_tile(_count_sums, n) for n in (7, 4, 1))
+_dense_7, _dense_4, _dense_1 = (_tile(_dense_sums, n) for n in (7, 4, 1))
+_dense_14_near, _dense_14_next = (_tile(_dense_sums, 14, apart) for apart in (8, 4))
+_pair_7, _pair_4, _pair_1 = (_tile(_dense_pair_sums, n) for n in (7, 4, 1))
+_bf16_14_next, _bf16_7, _bf16_1 = _tile(_bf16_sums, 14, 4), _tile(_bf16_sums, 7), _tile(_bf16_sums, 1)
+_copy_4, _copy_1 = (_tile(_copied, n) for n in (4, 1))
+
+
+def _pooling(mean):
+    """Kernel: the averages, or else the maxima, of one block of channels over a window, from address to address."""
+
+    @intrinsic
+    def kernel(typing_context, source, row_step, pixel_step, rows, columns, out):
+        def codegen(context, builder, signature, args):
+            source, row_step, pixel_step, rows, columns, out = args
+            start = ir.Constant(_floats, None) if mean else _constant(_floats, float("-inf"))
+            total = cgutils.alloca_once_value(builder, start)
+            with cgutils.for_range(builder, rows) as row:
+                line = builder.add(source, builder.mul(row.index, row_step))
+                with cgutils.for_range(builder, columns) as column:
+                    x = _load(builder, builder.add(line, builder.mul(column.index, pixel_step)), _floats)
+                    known = builder.load(total)
+                    larger = builder.select(builder.fcmp_ordered(">", known, x), known, x)
+                    builder.store(builder.fadd(known, x) if mean else larger, total)
+            result = builder.load(total)
+            if mean:
+                count = builder.sitofp(builder.mul(rows, columns), _float)
+                result = builder.fdiv(result, _broadcast(builder, count, _floats))
+            _store(builder, result, out)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 6), codegen
+
+    return kernel
+
+
+_mean, _maximum = _pooling(True), _pooling(False)
+
+
+@intrinsic
+def _maxima_3x3(typing_context, lines, line_step, pixels, out, out_step):
+    """Maxima of one block of channels over three lines and three columns, every second column, from its second on."""
+
     def codegen(context, builder, signature, args):
-        x, x_step, factor, products, finish, finish_step, residual, residual_step, activation, out, out_step, pixels = (
-            args
-        )
-        vector = ir.VectorType(_float, 16)
-        x, products, finish, addend, out = (
-            builder.inttoptr(address, _float.as_pointer()) for address in (x, products, finish, residual, out)
-        )
-
-        def place(base, index, step):
-            return builder.bitcast(builder.gep(base, [builder.mul(index, step)]), vector.as_pointer())
-
-        def load(*where):
-            value = builder.load(place(*where))
-            value.align = 4
-            return value
-
-        def constant(number):
-            return ir.Constant(vector, [number] * 16)
-
-        def fused(*values):
-            return _llvm(builder, "llvm.fma.v16f32", *values)
-
-        rows = [load(finish, ir.Constant(_i64, row), finish_step) for row in range(AFTER + 1)]
-        factor = _broadcast(builder, factor, vector)
-        for has_residual, kind in itertools.product((False, True), (NONE, HARDTANH, PRELU)):
-            same = builder.icmp_signed("!=" if has_residual else "==", residual, ir.Constant(_i64, 0))
-            same = builder.and_(same, builder.icmp_signed("==", activation, ir.Constant(_i64, kind)))
-            with builder.if_then(same), cgutils.for_range(builder, pixels) as loop:
-                base = _broadcast(builder, builder.load(builder.gep(products, [loop.index])), vector)
-                y = builder.fadd(base, builder.fmul(factor, load(x, loop.index, x_step)))
-                y = fused(builder.fmul(y, rows[SCALE]), rows[ALPHA], rows[BETA])
-                if has_residual:
-                    added = load(addend, loop.index, residual_step)
-                    y = builder.fadd(y, fused(added, rows[RES_ALPHA], rows[RES_BETA]))
-                if kind == HARDTANH:
-                    y = builder.select(builder.fcmp_ordered("<", y, constant(-1.0)), constant(-1.0), y)
-                    y = builder.select(builder.fcmp_ordered(">", y, constant(1.0)), constant(1.0), y)
-                elif kind == PRELU:
-                    y = builder.fadd(y, rows[BEFORE])
-                    positive = builder.fcmp_ordered(">", y, constant(0.0))
-                    y = builder.fadd(builder.select(positive, y, builder.fmul(y, rows[SLOPE])), rows[AFTER])
-                builder.store(y, place(out, loop.index, out_step)).align = 4
+        lines, line_step, pixels, out, out_step = args
+        with cgutils.for_range(builder, pixels) as pixel:
+            highest = None
+            for row, column in itertools.product(range(3), range(3)):
+                at = builder.add(lines, builder.mul(line_step, _whole(row)))
+                at = builder.add(at, builder.mul(pixel.index, _whole(2 * _BYTES)))
+                x = _load(builder, at, _floats, _BYTES * column)
+                larger = highest and builder.fcmp_ordered(">", highest, x)
+                highest = builder.select(larger, highest, x) if highest else x
+            _store(builder, highest, builder.add(out, builder.mul(pixel.index, out_step)))
         return context.get_dummy_value()
 
-    whole, single = types.intp, types.float32
-    return types.void(whole, whole, single, whole, whole, whole, whole, whole, whole, whole, whole, whole), codegen
+    return types.void(*[types.intp] * 5), codegen
 
 
-def _compiled(function, **options):
-    """function, compiled at its first call, or read from numba's cache; NUMBA_CACHE_DIR moves that."""
-    options = {"nogil": True, "error_model": "numpy", **options}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # no directory can be written to: each process compiles for itself
-        return njit(**options)(function)
+@intrinsic
+def _sign_block(typing_context, source, shift, bits):
+    """The bits of the signs of one block of channels, and of its shift."""
+
+    def codegen(context, builder, signature, args):
+        source, shift, bits = args
+        shifted = builder.fadd(_load(builder, source, _floats), _load(builder, shift, _floats))
+        signs = builder.fcmp_ordered(">=", shifted, _constant(_floats, 0.0))
+        _store(builder, builder.bitcast(signs, _i16), bits)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), codegen
 
 
-_compiled_parallel = functools.partial(_compiled, parallel=True)
+@intrinsic
+def get(typing_context, table, index):
+    """The int64 at `index` of a table, from its address: fields of a step, entries of its lists."""
+
+    def codegen(context, builder, signature, args):
+        return builder.load(builder.gep(builder.inttoptr(args[0], _i64.as_pointer()), [args[1]]))
+
+    return types.intp(types.intp, types.intp), codegen
 
 
-class _Announcement(event.Listener):
-    """One line on standard error before the first kernel is compiled: it takes half a minute, not milliseconds."""
+@intrinsic
+def _copy_float(typing_context, source, out):
+    """The float32 at `source` is copied to `out`."""
 
-    made = False
+    def codegen(context, builder, signature, args):
+        _store(builder, _load(builder, args[0], _float), args[1])
+        return context.get_dummy_value()
 
-    def on_start(self, event):
-        if event.data["dispatcher"].py_func.__module__ == __name__ and not self.made:
-            self.made = True
-            print("compiling the kernels of 1-bit inference, once on this machine: up to a minute", file=sys.stderr)
-
-    def on_end(self, event):
-        pass
+    return types.void(types.intp, types.intp), codegen
 
 
-event.register("numba:compile", _Announcement())
+@intrinsic
+def _copy_bf16(typing_context, source, out):
+    """The float32 at `source` is stored at `out` as the nearest bfloat16, the even one of two that are as near."""
+
+    def codegen(context, builder, signature, args):
+        word = _load(builder, args[0], _i32)
+        sixteen, one = ir.Constant(_i32, 16), ir.Constant(_i32, 1)
+        odd = builder.and_(builder.lshr(word, sixteen), one)
+        word = builder.add(builder.add(word, ir.Constant(_i32, 0x7FFF)), odd)
+        _store(builder, builder.trunc(builder.lshr(word, sixteen), _i16), args[1])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), codegen
 
 
-@_compiled
-def _pack_row(x, shift, bits, padding, row):
-    """Signs of row `row` of x (N, H, W, C) + shift (1 or N, C), counted over all images, into the padded bits."""
-    height, width, channels = x.shape[1:]
-    image, y = divmod(row, height)
-    values, shifts = x[image, y], shift[image % shift.shape[0]]
-    words = bits[image, y + padding]
-    for i in range(width):
-        for word in range(channels // 64):
-            c = 64 * word
-            words[i + padding, word] = _sign_word(values[i, c:].ctypes.data, shifts[c:].ctypes.data)
-        if channels % 64:
-            last = np.uint64(0)
-            for c in range(channels // 64 * 64, channels):
-                if values[i, c] + shifts[c] >= 0:
-                    last |= np.uint64(1) << np.uint64(c % 64)
-            words[i + padding, channels // 64] = last
+@intrinsic
+def _fill_lowest(typing_context, out, pixels):
+    """Minus infinity in one block of channels of all pixels of a line."""
+
+    def codegen(context, builder, signature, args):
+        with cgutils.for_range(builder, args[1]) as pixel:
+            place = builder.add(args[0], builder.mul(pixel.index, _whole(_BYTES)))
+            _store(builder, _constant(_floats, float("-inf")), place)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), codegen
 
 
-@_compiled
-def _count_row(bits, weights, tap_counts, shape, stride, padding, counts, products, row, rows):
-    """counts (W', >= C_out) of differing bits, products (W',) of signs that the sums have: row `row` of the output.
+@intrinsic
+def _claim(typing_context, address):
+    """The number at the address, which goes up by one: each thread gets another."""
 
-    row: counted over all images of `rows` each. Where the window hangs over the border, the zeros there counted as
-    bits: what they added is taken away again.
-    """
-    height, width, channels = shape
-    image, y = divmod(row, rows)
-    kernel = int(np.sqrt(tap_counts.shape[0]))
-    row_step, words = bits.shape[2] * bits.shape[3], bits.shape[3]
-    window = bits[image, y * stride].ctypes.data
-    step = stride * words
-    for block in range(weights.shape[0]):
-        weight, target = weights[block].ctypes.data, counts[0, block * COUNT_CHANNELS :].ctypes.data
-        i = 0
-        while i < counts.shape[0]:
-            at, to = window + 8 * step * i, target + 4 * counts.shape[1] * i
-            if i + PIXELS <= counts.shape[0]:
-                _count_pixels(at, step, row_step, kernel, kernel * words, weight, to, counts.shape[1])
-                i += PIXELS
-            else:
-                _count_pixel(at, step, row_step, kernel, kernel * words, weight, to, counts.shape[1])
-                i += 1
-    for i in range(counts.shape[0]):
-        top, left = y * stride - padding, i * stride - padding
-        inside = kernel * kernel
-        if top < 0 or left < 0 or top + kernel > height or left + kernel > width:
-            for tap in range(kernel * kernel):
-                if not (0 <= top + tap // kernel < height and 0 <= left + tap % kernel < width):
-                    inside -= 1
-                    for c in range(tap_counts.shape[1]):
-                        counts[i, c] -= tap_counts[tap, c]
-        products[i] = inside * channels
+    def codegen(context, builder, signature, args):
+        place = builder.inttoptr(args[0], _i64.as_pointer())
+        return builder.atomic_rmw("add", place, _whole(1), "seq_cst")
+
+    return types.intp(types.intp), codegen
 
 
-@_compiled
-def _finish_row(x, factor, products, finish, residual, has_residual, activation, out):
-    """out = activation((products + factor * x) * SCALE * ALPHA + BETA + residual): maps (W, C), products (W,)."""
-    channels = out.shape[1]
-    together = 28  # pixels: three maps of 64 channels fit the first-level cache
-    for start in range(0, out.shape[0], together):
-        pixels = min(together, out.shape[0] - start)
-        for c in range(0, channels - 15, 16):
-            added = residual[start, c:].ctypes.data if has_residual else 0
-            _finish_pixels(
-                x[start, c:].ctypes.data, x.shape[1], factor, products[start:].ctypes.data, finish[0, c:].ctypes.data,
-                channels, added, channels, activation, out[start, c:].ctypes.data, channels, pixels,
-            )  # fmt: skip
-    for i in range(out.shape[0]):
-        for c in range(channels // 16 * 16, channels):
-            y = products[i] + factor * x[i, c]
-            y = _multiply_add(y * finish[SCALE, c], finish[ALPHA, c], finish[BETA, c])
-            if has_residual:
-                y += _multiply_add(residual[i, c], finish[RES_ALPHA, c], finish[RES_BETA, c])
-            if activation == HARDTANH:
-                y = min(max(y, np.float32(-1)), np.float32(1))
-            elif activation == PRELU:
-                y += finish[BEFORE, c]
-                y = (y if y > 0 else y * finish[SLOPE, c]) + finish[AFTER, c]
-            out[i, c] = y
+@intrinsic
+def _read(typing_context, address):
+    """The number at the address, which other threads change; a short rest comes with it."""
+
+    def codegen(context, builder, signature, args):
+        if binding.get_process_triple().startswith(("x86_64", "i686")):
+            builder.asm(ir.FunctionType(ir.VoidType(), []), "pause", "", [], True)
+        return builder.load_atomic(builder.inttoptr(args[0], _i64.as_pointer()), "acquire", 8)
+
+    return types.intp(types.intp), codegen
 
 
-@_compiled
-def _output_row(
-    bits, weights, tap_counts, shape, stride, padding, finish, residual, has_residual, activation, out, row
-):
-    """Row `row` of out (N, H', W', C_out), counted over all images: convolution, and what follows it."""
-    image, y = divmod(row, out.shape[1])
-    counts = np.empty((out.shape[2], weights.shape[0] * COUNT_CHANNELS), np.float32)
-    products = np.empty(out.shape[2], np.float32)
-    _count_row(bits, weights, tap_counts, shape, stride, padding, counts, products, row, out.shape[1])
-    factor = np.float32(-2)
-    _finish_row(counts, factor, products, finish, residual[image, y], has_residual, activation, out[image, y])
+_kernel = njit(inline="never", nogil=True, error_model="numpy", _nrt=False)
 
 
-@_compiled
-def _padded_bits(x, padding):
-    images, height, width, channels = x.shape
-    return np.zeros((images, height + 2 * padding, width + 2 * padding, (channels + 63) // 64), np.uint64)
+@_kernel
+def _count(left, at):
+    """The next tile of a line with `left` pixels; at: the arguments of a tile. Returns how many pixels it has."""
+    if left >= 7 and left != 8:
+        _count_7(*at)
+        return 7
+    if left >= 4:
+        _count_4(*at)
+        return 4
+    _count_1(*at)
+    return 1
 
 
-@_compiled
-def _conv(x, shift, weights, tap_counts, stride, padding, finish, residual, has_residual, activation, out):
-    bits, shape = _padded_bits(x, padding), x.shape[1:]
-    for row in range(x.shape[0] * x.shape[1]):
-        _pack_row(x, shift, bits, padding, row)
-    for row in range(out.shape[0] * out.shape[1]):
-        _output_row(
-            bits, weights, tap_counts, shape, stride, padding, finish, residual, has_residual, activation, out, row
-        )
+@_kernel
+def _dense(left, pixel, at):
+    """The same of DENSE; pixel: SOURCE_PIXEL."""
+    if left >= 14 and pixel == 8:
+        _dense_14_near(*at)
+        return 14
+    if left >= 14 and pixel == 4:
+        _dense_14_next(*at)
+        return 14
+    if left >= 7 and left != 8:
+        _dense_7(*at)
+        return 7
+    if left >= 4:
+        _dense_4(*at)
+        return 4
+    _dense_1(*at)
+    return 1
 
 
-@_compiled_parallel
-def _conv_parallel(x, shift, weights, tap_counts, stride, padding, finish, residual, has_residual, activation, out):
-    bits, shape = _padded_bits(x, padding), x.shape[1:]
-    for i in prange(x.shape[0] * x.shape[1]):
-        _pack_row(x, shift, bits, padding, np.intp(i))
-    for i in prange(out.shape[0] * out.shape[1]):
-        row = np.intp(i)  # a parallel loop's counter is unsigned, and so would be what is computed with it
-        _output_row(
-            bits, weights, tap_counts, shape, stride, padding, finish, residual, has_residual, activation, out, row
-        )
+@_kernel
+def _pair(left, at):
+    """The same of two blocks of DENSE."""
+    if left >= 7 and left != 8:
+        _pair_7(*at)
+        return 7
+    if left >= 4:
+        _pair_4(*at)
+        return 4
+    _pair_1(*at)
+    return 1
 
 
-@_compiled
-def _finish(x, finish, residual, has_residual, activation, out):
-    nothing, factor = np.zeros(x.shape[1], np.float32), np.float32(1)
-    for row in range(x.shape[0]):
-        _finish_row(x[row], factor, nothing, finish, residual[row], has_residual, activation, out[row])
+@_kernel
+def _bf16(left, pixel, at):
+    """The same of BF16."""
+    if left >= 14 and pixel == 4:
+        _bf16_14_next(*at)
+        return 14
+    if left >= 7:
+        _bf16_7(*at)
+        return 7
+    _bf16_1(*at)
+    return 1
 
 
-@_compiled_parallel
-def _finish_parallel(x, finish, residual, has_residual, activation, out):
-    nothing, factor = np.zeros(x.shape[1], np.float32), np.float32(1)
-    for row in prange(x.shape[0]):
-        _finish_row(x[row], factor, nothing, finish, residual[row], has_residual, activation, out[row])
-
-
-@_compiled
-def _dense_row(x, weights, out, row):
-    """Row `row` of x (rows, C_in) @ weights -> out (rows, C_out), PIXELS rows at a time where there are as many."""
-    channels, first = x.shape[1], x[row].ctypes.data
-    for block in range(weights.shape[0]):
-        weight, target = weights[block].ctypes.data, out[row, block * DENSE_CHANNELS :].ctypes.data
-        if row + PIXELS <= out.shape[0]:
-            _dense_pixels(first, channels, 0, 1, channels, weight, target, out.shape[1])
+@_kernel
+def _line(kind, step, window, weights, offsets, base, columns, finish, residual, out, bits, width):
+    """A line of `width` output pixels of one block of channels, or of two if `kind` is _PAIR."""
+    x, pixel = 0, get(step, Field.SOURCE_PIXEL)
+    while x < width:
+        r = residual + x * get(step, Field.RESIDUAL_PIXEL)
+        o = out + x * get(step, Field.OUT_PIXEL) if out else 0
+        b = bits + x * get(step, Field.BITS_PIXEL) if bits else 0
+        at = (step, window + x * pixel, weights, offsets, base, columns + 8 * x, finish, r, o, b)
+        if kind == Kind.COUNT:
+            x += _count(width - x, at)
+        elif kind == _PAIR:
+            x += _pair(width - x, at)
+        elif kind == Kind.DENSE:
+            x += _dense(width - x, pixel, at)
+        elif kind == Kind.BF16:
+            x += _bf16(width - x, pixel, at)
+        elif width - x >= 4:
+            _copy_4(*at)
+            x += 4
         else:
-            for i in range(out.shape[0] - row):
-                to = target + 4 * out.shape[1] * i
-                _dense_pixel(first + 4 * channels * i, channels, 0, 1, channels, weight, to, out.shape[1])
+            _copy_1(*at)
+            x += 1
 
 
-@_compiled
-def _dense(x, weights, out):
-    for row in range(0, out.shape[0], PIXELS):
-        _dense_row(x, weights, out, row)
+@_kernel
+def _part(step, chunk):
+    """(first row, last row, first block, last block) of a chunk."""
+    rows, part = divmod(chunk, get(step, Field.PARTS))
+    first = rows * get(step, Field.ROWS)
+    blocks = (get(step, Field.BLOCKS) + get(step, Field.PARTS) - 1) // get(step, Field.PARTS)
+    last = min(first + get(step, Field.ROWS), get(step, Field.HEIGHT))
+    return first, last, part * blocks, min((part + 1) * blocks, get(step, Field.BLOCKS))
 
 
-@_compiled_parallel
-def _dense_parallel(x, weights, out):
-    for i in prange((out.shape[0] + PIXELS - 1) // PIXELS):
-        _dense_row(x, weights, out, np.intp(i) * PIXELS)
+@_kernel
+def _lines(step, chunk):
+    """A chunk of COUNT, DENSE, COPY or BF16."""
+    kind, first, last, start, end = get(step, Field.KIND), *_part(step, chunk)
+    taps, words = get(step, Field.TAPS), 2 if get(step, Field.KIND) == Kind.COUNT else 1
+    pairs, block = kind == Kind.DENSE and get(step, Field.OFFSETS_BLOCK) == 0, start
+    while block < end:
+        pair = pairs and block + 1 < end
+        weights = get(step, Field.WEIGHTS) + _BYTES * words * taps * block
+        offsets = get(step, Field.OFFSETS) + get(step, Field.OFFSETS_BLOCK) * block
+        finish, channel = get(step, Field.FINISH) + _BYTES * block, _BYTES * block
+        source = get(step, Field.SOURCE) + (channel if kind == Kind.COPY else 0)
+        for y in range(first, last):
+            base = get(step, Field.BASE) + channel + get(get(step, Field.ROW_BASE), y) if kind == Kind.COUNT else 0
+            residual = get(step, Field.RESIDUAL) + channel + get(step, Field.RESIDUAL_ROW) * y
+            out = get(step, Field.OUT) + channel + get(step, Field.OUT_ROW) * y if get(step, Field.OUT) else 0
+            bits = get(step, Field.BITS) + 2 * block + get(step, Field.BITS_ROW) * y if get(step, Field.BITS) else 0
+            window = source + get(step, Field.SOURCE_ROW) * y
+            _line(_PAIR if pair else kind, step, window, weights, offsets, base, get(step, Field.COLUMN_BASE), finish,
+                  residual, out, bits, get(step, Field.WIDTH))  # fmt: skip
+        block += 2 if pair else 1
 
 
-@_compiled
-def _pool_lines(above, upper, lower, sums, highest):
-    for i in range(sums.shape[0]):
-        sums[i] += upper[i] + lower[i]
-        highest[i] = max(max(above[i], upper[i]), lower[i])
+@_kernel
+def _signs(step, chunk):
+    """A chunk of SIGNS."""
+    first, last, start, end = _part(step, chunk)
+    shift = get(step, Field.FINISH) + Finish.SHIFT * get(step, Field.FINISH_ROW)
+    for y in range(first, last):
+        source, bits = get(step, Field.SOURCE_ROW) * y, get(step, Field.BITS_ROW) * y
+        source, bits = source + get(step, Field.SOURCE), bits + get(step, Field.BITS)
+        for _ in range(get(step, Field.WIDTH)):
+            for block in range(start, end):
+                _sign_block(source + _BYTES * block, shift + _BYTES * block, bits + 2 * block)
+            source += get(step, Field.SOURCE_PIXEL)
+            bits += get(step, Field.BITS_PIXEL)
 
 
-@_compiled
-def _pool_columns(highest, start, out):
-    """out (>= W / 2, C): the maximum over three neighbours of every second column of highest, from `start` on."""
-    for i in range((highest.shape[0] - start) // 2):
-        middle = start + 2 * i
-        before = max(middle - 1, 0)
-        for c in range(highest.shape[1]):
-            out[i, c] = max(max(highest[middle, c], highest[middle + 1, c]), highest[before, c])
+@_kernel
+def _pool_line(step, lines, pooled, tap, row):
+    """The stem's maxima and averages in row `row`, for one block of channels, from the three lines of its maps."""
+    size, pixel = get(step, Field.INNER_WIDTH) * _BYTES, get(step, Field.POOLED_PIXEL)
+    _maximum(lines, size, _BYTES, 3, 2, pooled)  # nothing is to the left of the first
+    _maxima_3x3(lines + _BYTES, size, get(step, Field.WIDTH) - 1, pooled + pixel, pixel)
+    columns = get(step, Field.WINDOW_COLUMNS)
+    upper, lower = 2 * row % 3 * size, (2 * row + 1) % 3 * size
+    for x in range(get(step, Field.TAP_WIDTH)):
+        left, right = get(columns, 2 * x), get(columns, 2 * x + 1)
+        source = lines + upper + left * _BYTES
+        _mean(source, lower - upper, _BYTES, 2, right - left, tap + x * get(step, Field.TAP_PIXEL))
 
 
-@_compiled
-def _stem_tile(x, finish, activation, tap, pooled, image, t, u):
-    """The part of `stem` under tap[image, t, u]: small enough for the first-level cache."""
-    channels = x.shape[3]
-    height, width = x.shape[1] // tap.shape[1], x.shape[2] // tap.shape[2]
-    top, left = t * height, max(u * width - 1, 0)  # with the column before the tile, for the maximum
-    start, size = u * width - left, u * width - left + width
-    nothing, factor = np.zeros(size, np.float32), np.float32(1)
-    lines = np.empty((3, size, channels), np.float32)
-    highest, sums = np.empty(size * channels, np.float32), np.zeros(size * channels, np.float32)
-    upper, lower, above = lines[0], lines[1], lines[2]
-    if top > 0:
-        line = x[image, top - 1][left : left + size]
-        _finish_row(line, factor, nothing, finish, line, False, activation, above)
+@_kernel
+def _stem(step, chunk, lines):
+    """A chunk of STEM. `lines`: memory for three rows of the convolution's maps, one block of channels wide."""
+    first, last, start, end = _part(step, chunk)
+    width = get(step, Field.INNER_WIDTH)
+    for block in range(start, end):
+        weights = get(step, Field.WEIGHTS) + _BYTES * get(step, Field.TAPS) * block
+        finish, channel = get(step, Field.FINISH) + _BYTES * block, _BYTES * block
+        if first == 0:
+            _fill_lowest(lines + 2 * width * _BYTES, width)  # the row above the first
+        for y in range(max(0, 2 * first - 1), 2 * last):
+            window, line = get(step, Field.SOURCE) + get(step, Field.SOURCE_ROW) * y, lines + y % 3 * width * _BYTES
+            _line(get(step, Field.INNER), step, window, weights, get(step, Field.OFFSETS), 0, 0, finish,
+                  get(step, Field.RESIDUAL) + channel, line, 0, width)  # fmt: skip
+            row = y // 2
+            if y % 2 == 1 and row >= first:
+                pooled = get(step, Field.POOLED) + get(step, Field.POOLED_ROW) * row + channel
+                _pool_line(step, lines, pooled, get(step, Field.TAP) + get(step, Field.TAP_ROW) * row + channel, row)
+
+
+@_kernel
+def _pool(step, chunk):
+    """A chunk of POOL."""
+    first, last, start, end = _part(step, chunk)
+    rows = get(step, Field.WINDOW_ROWS)
+    columns = get(step, Field.WINDOW_COLUMNS)
+    for y in range(first, last):
+        top, bottom = get(rows, 2 * y), get(rows, 2 * y + 1)
+        for x in range(get(step, Field.WIDTH)):
+            left, right = get(columns, 2 * x), get(columns, 2 * x + 1)
+            source = get(step, Field.SOURCE) + top * get(step, Field.SOURCE_ROW) + left * get(step, Field.SOURCE_PIXEL)
+            out = get(step, Field.OUT) + y * get(step, Field.OUT_ROW) + x * get(step, Field.OUT_PIXEL)
+            row, pixel, maximum = get(step, Field.SOURCE_ROW), get(step, Field.SOURCE_PIXEL), get(step, Field.MAXIMUM)
+            for at in range(_BYTES * start, _BYTES * end, _BYTES):
+                if maximum:
+                    _maximum(source + at, row, pixel, bottom - top, right - left, out + at)
+                else:
+                    _mean(source + at, row, pixel, bottom - top, right - left, out + at)
+
+
+@_kernel
+def _image(step, chunk, call):
+    """A chunk of IMAGE or IMAGE_BF16: rows of all three channels."""
+    first, last, _, _ = _part(step, chunk)
+    pixel, whole = get(call, Call.IMAGE_PIXEL), get(step, Field.KIND) == Kind.IMAGE
+    for channel in range(3):
+        for y in range(first, last):
+            source = get(call, Call.IMAGE) + channel * get(call, Call.IMAGE_CHANNEL) + y * get(call, Call.IMAGE_ROW)
+            out = get(step, Field.OUT) + channel * get(step, Field.OUT_CHANNEL) + y * get(step, Field.OUT_ROW)
+            for x in range(get(step, Field.WIDTH)):
+                if whole:
+                    _copy_float(source + x * pixel, out + 4 * x)
+                else:
+                    _copy_bf16(source + x * pixel, out + 2 * x)
+
+
+@_kernel
+def _execute(step, chunk, call):
+    """One chunk of one step."""
+    kind = get(step, Field.KIND)
+    if kind <= Kind.BF16:
+        _lines(step, chunk)
+    elif kind == Kind.STEM:
+        _stem(step, chunk, get(call, Call.LINES))
+    elif kind == Kind.POOL:
+        _pool(step, chunk)
+    elif kind == Kind.SIGNS:
+        _signs(step, chunk)
     else:
-        above[:] = -np.inf
-    for y in range(top, top + height, 2):
-        line = x[image, y][left : left + size]
-        _finish_row(line, factor, nothing, finish, line, False, activation, upper)
-        line = x[image, y + 1][left : left + size]
-        _finish_row(line, factor, nothing, finish, line, False, activation, lower)
-        _pool_lines(above.ravel(), upper.ravel(), lower.ravel(), sums, highest)
-        _pool_columns(highest.reshape(size, channels), start, pooled[image, y // 2][u * (width // 2) :])
-        above, lower = lower, above
-    mean = np.zeros(channels, np.float32)
-    for i in range(start, size):
-        for c in range(channels):
-            mean[c] += sums[i * channels + c]
-    tap[image, t, u] = mean / np.float32(height * width)
+        _image(step, chunk, call)
 
 
-@_compiled
-def _stem_band(x, finish, activation, tap, pooled, band):
-    image, t = divmod(band, tap.shape[1])
-    for u in range(tap.shape[2]):
-        _stem_tile(x, finish, activation, tap, pooled, image, t, u)
+@_kernel
+def _share(step, counter, call):
+    """The chunks of a step and those chained to it, alone (counter 0), or what is left of them for this thread."""
+    chunks, chunk = get(step, Field.CHUNKS), 0
+    while True:
+        if counter:
+            chunk = _claim(counter)
+        if chunk >= chunks:
+            return
+        for i in range(get(step, Field.CHAIN) + 1):
+            _execute(step + 8 * _FIELDS * i, chunk, call)
+        if counter:
+            _claim(counter + 64)
+        chunk += 1
 
 
-@_compiled
-def _stem(x, finish, activation, tap, pooled):
-    for band in range(tap.shape[0] * tap.shape[1]):
-        _stem_band(x, finish, activation, tap, pooled, band)
+def run(table, first, last, call, counters):
+    """Execute the steps from `first` to before `last` of a program; all arguments are intp, three of them addresses.
 
-
-@_compiled_parallel
-def _stem_parallel(x, finish, activation, tap, pooled):
-    for band in prange(tap.shape[0] * tap.shape[1]):
-        _stem_band(x, finish, activation, tap, pooled, np.intp(band))
-
-
-_one_at_a_time = threading.Lock()  # numba's own thread pool ends the process if two threads enter it
-_forked = threading.Event()
-"""Set in a process forked from one whose numba had threads: numba would end it, if it asked for threads of its own."""
-
-
-def _after_fork():
-    if _start_threads.cache_info().currsize:
-        _forked.set()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-@functools.cache
-def _start_threads():
-    """Start numba's threads so that they sleep, not spin, while they wait.
-
-    There are as many as cores, as there are of torch's, and one that spins keeps one that has work from its core: on a
-    busy machine a kernel then took 16 ms. OpenMP reads the setting once, when its library is loaded.
+    table: int64 (steps, len(Field)). call: int64 (len(Call),). counters: 0, or int64 (steps, 16), zeros before the
+    first thread calls: then several threads that call at the same time share the chunks, and each returns when no work
+    is left. Returns 0.
     """
-    before = os.environ.get("OMP_WAIT_POLICY")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    try:
-        _launch_threads()
-    finally:
-        if before is None:
-            del os.environ["OMP_WAIT_POLICY"]
-
-
-def _call(serial, parallel, threads, *args):
-    threads = min(threads, config.NUMBA_NUM_THREADS)
-    if threads == 1 or _forked.is_set():
-        return serial(*args)
-    with _one_at_a_time:
-        _start_threads()
-        set_num_threads(threads)
-        return parallel(*args)
-
-
-def convolve(threads, *args):
-    """The binary convolution and what follows it; see `modules.inference.xnor.binary_conv2d`.
-
-    x (N, H, W, C) float32; shift (1 or N, C); weights (blocks, taps * words, COUNT_CHANNELS) uint64; tap_counts
-    (taps, C_out) float32: bits set in each tap's weights; stride; padding; finish (8, C_out); residual
-    (N, H', W', C_out), read if has_residual; activation; out (N, H', W', C_out) float32. All contiguous.
-    """
-    _call(_conv, _conv_parallel, threads, *args)
-
-
-def finish(threads, *args):
-    """What follows a convolution, alone: x (rows, W, C), finish, residual, has_residual, activation, out."""
-    _call(_finish, _finish_parallel, threads, *args)
-
-
-def dense(threads, *args):
-    """x (rows, C_in), weights (C_out / DENSE_CHANNELS, C_in, DENSE_CHANNELS), out (rows, C_out): out = x @ weights."""
-    _call(_dense, _dense_parallel, threads, *args)
-
-
-def stem(threads, *args):
-    """What follows the stem's convolution, in one pass: x (N, H, W, C), finish, activation, tap, pooled.
-
-    y = activation(x * SCALE * ALPHA + BETA); pooled (N, H / 2, W / 2, C): the maximum of y over 3x3, stride 2,
-    padding 1; tap (N, h, w, C): the average of y over H / h x W / w. H / h and W / w are even numbers.
-    """
-    _call(_stem, _stem_parallel, threads, *args)
+    i = 0
+    while first + i < last:
+        step, counter = table + 8 * _FIELDS * (first + i), counters
+        if counters:
+            counter += 128 * (first + i)
+        _share(step, counter, call)
+        if counters:
+            while _read(counter + 64) < get(step, Field.CHUNKS):
+                pass
+        i += get(step, Field.CHAIN) + 1
+    return 0

@@ -1,79 +1,62 @@
-"""What every module of inference shares: the compiled kernels, their threads, and the memory of maps."""
+"""What every module of inference shares: the compiled kernels, how many threads, and the memory of maps."""
 
 import functools
-import threading
 import warnings
-from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+from modules.inference import native
+from modules.inference.layout import LANES
+from modules.inference.program import Maps, blocks_of
+from modules.inference.threads import execute
 
 
 @functools.cache
 def kernels():
-    """`modules.inference.kernels`, or None, with one warning, where numba is missing."""
+    """`modules.inference.kernels.run`, or None, with one warning, where there is neither its code nor numba."""
     try:
-        from modules.inference import kernels as compiled
+        return native.load()
     except ImportError as error:
         warnings.warn(f"{error}: binary convolutions run in floating point, slowly; pip install numba", stacklevel=2)
         return None
-    return compiled
-
-
-_state = threading.local()
-
-
-@contextmanager
-def kernels_alone():
-    """Within it the compiled kernels have torch's threads for themselves, and torch's own operators one.
-
-    The two have pools of their own, whose threads wait busily for a while after each operator: in turn, on the same
-    cores, each would keep the other from running.
-    """
-    count = torch.get_num_threads()
-    if count == 1 or kernels() is None:
-        yield
-        return
-    _state.threads = count
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)
-        _state.threads = None
-
-
-def thread_count():
-    """How many threads a kernel may use."""
-    return getattr(_state, "threads", None) or torch.get_num_threads()
-
-
-def image_means(x):
-    """Means of x (N, C, H, W) over (C, H, W), (N,): of one image in as many parts as torch has threads elsewhere."""
-    if torch.compiler.is_compiling() or len(x) > 1 or getattr(_state, "threads", None) is None:
-        return x.mean((1, 2, 3))
-    torch.set_num_threads(_state.threads)
-    try:
-        return x.mean((1, 2, 3))
-    finally:
-        torch.set_num_threads(1)
-
-
-def empty_maps(shape):
-    """(maps, array): uninitialised float32 maps of shape (N, C, H, W), and the array (N, H, W, C) of their memory."""
-    images, channels, height, width = shape
-    memory = torch.empty((images, height, width, channels))
-    return memory.permute(0, 3, 1, 2), memory.numpy()
 
 
 def array_of(maps):
-    """NumPy view (N, H, W, C) of maps (N, C, H, W), a copy unless they are in channels-last memory.
+    """Contiguous tensor (N, H, W, C) of maps (N, C, H, W), C filled up to a multiple of LANES with zeros.
 
     Raises ValueError unless they are float32: the kernels read nothing else.
     """
     if maps.dtype != torch.float32:
         raise ValueError(f"packed networks compute in float32, not in {maps.dtype}")
-    return maps.permute(0, 2, 3, 1).contiguous().numpy()
+    maps = maps.detach().permute(0, 2, 3, 1)
+    if maps.shape[3] % LANES:
+        maps = F.pad(maps, (0, -maps.shape[3] % LANES))
+    return maps.contiguous()
+
+
+def maps_at(address, shape):
+    """The Maps, in a program, of an array (..., H, W, C) at the address."""
+    *_, height, width, channels = shape
+    pixel = 4 * LANES * blocks_of(channels)
+    return Maps(address, height, width, channels, width * pixel, pixel)
+
+
+def run_each(program, shape, arrays):
+    """Execute a program for each image: new maps (N, C, H, W) of `shape`, the program's external array 1.
+
+    arrays: tensors, external arrays from 2 on, (N, ...) each, or (1, ...) where all images have the same.
+    """
+    images, channels, height, width = shape
+    out = torch.empty(images, height, width, blocks_of(channels) * LANES)
+    instance, threads = program.instance(), torch.get_num_threads()
+    steps = [(array.data_ptr(), 4 * array.stride(0) if len(array) > 1 else 0) for array in (out, *arrays)]
+    for i in range(images):
+        instance.bind(*(address + i * step for address, step in steps))
+        execute(kernels(), instance, threads)
+    program.idle.append(instance)
+    return out[..., :channels].permute(0, 3, 1, 2)
 
 
 def empty_like_last(x, shape):
@@ -87,20 +70,34 @@ def compiled():
 
 
 class Prepared(nn.Module):
-    """A module whose `prepare` derives what the kernels read from its buffers: at the start, and when they are loaded.
+    """A module that derives what the kernels read from its buffers: at the start, and when they are loaded.
 
-    It fills the buffers that are not persistent, and ARRAYS, attributes that share their memory: copies and pickles
-    go without both, and derive their own.
+    `derive` fills the buffers that are not persistent: copies and pickles go without, and derive their own.
     """
 
-    ARRAYS = ()
+    changes = 0
+    """How often any of them has prepared: what was built of the derived buffers before is out of date."""
 
     def __init__(self):
         super().__init__()
         self.register_load_state_dict_post_hook(_prepare)
 
+    def prepare(self):
+        """Derive the buffers that are not persistent: the others have other values."""
+        Prepared.changes += 1
+        self.program = None, None
+        self.derive()
+
+    def program_for(self, key, build):
+        """build(), kept as long as the key, whose tensors must be the same ones, does not change."""
+        known, program = self.program
+        if known is None or len(known) != len(key) or any(a is not b and not _equal(a, b) for a, b in zip(known, key)):
+            program = build()
+            self.program = key, program
+        return program
+
     def __getstate__(self):
-        state = {name: value for name, value in self.__dict__.items() if name not in self.ARRAYS}
+        state = self.__dict__ | {"program": (None, None)}
         derived = dict.fromkeys(self._non_persistent_buffers_set)
         state["_buffers"] = {name: _signed(value) for name, value in self._buffers.items()} | derived
         return state
@@ -110,6 +107,10 @@ class Prepared(nn.Module):
         if "bits" in self._buffers:
             self.bits = self.bits.view(torch.uint64)
         self.prepare()
+
+
+def _equal(a, b):
+    return not isinstance(a, torch.Tensor) and a == b
 
 
 def _signed(words):

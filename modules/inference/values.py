@@ -1,12 +1,13 @@
-"""Inference of binary convolutions whose two values are not -1 and +1, and of an activation that no kernel has.
+"""Inference of binary convolutions whose two values are not -1 and +1, and of an activation with two learned slopes.
 
-The sums of products of signs come from the XNOR kernel; what follows them here is plain torch.
+The sums of products of signs come from the XNOR kernel; the values are made of them in plain torch.
 """
 
 import torch
 
 from modules.activations import Maxout
 from modules.binarize import AdaptiveSign
+from modules.inference import layout
 from modules.inference.bits import pack_signs
 from modules.inference.xnor import Finish, XnorConv2d
 
@@ -23,8 +24,6 @@ class ValuesConv2d(XnorConv2d):
     before an AdaptiveSign.
     Input float32 (N, C_in, H, W), output (N, C_out, H', W'). Source: AdaBin, Tu et al., ECCV 2022.
     """
-
-    ARRAYS = (*XnorConv2d.ARRAYS, "borders", "negative")
 
     def __init__(self, conv):
         super().__init__(conv)
@@ -45,16 +44,16 @@ class ValuesConv2d(XnorConv2d):
         ones = pack_signs(torch.ones(1, self.in_channels, *self.bits.shape[1:3]))
         return torch.cat([self.bits.view(torch.int64), ones.view(torch.int64)]).view(torch.uint64)
 
-    def prepare(self):
+    def derive(self):
         """Derive what the kernel reads, the threshold of the activations, and the factors of S and B."""
-        super().prepare()
+        super().derive()
         if "input_values" not in self._buffers:
             return  # XnorConv2d's own start
         factor, shift = self.input_values
         # sign((x - shift) / factor): below 0 the factor turns x around the threshold.
         self.negative = bool(factor < 0)
+        self.shifted = True
         self.no_shift = (shift if self.negative else -shift).repeat(1, self.in_channels)
-        self.constants = self.no_shift.numpy(), self.no_finish.numpy()
         self.factors = (factor * self.weight_values)[:, :, None, None]
         self.borders = None
 
@@ -91,21 +90,20 @@ class ValuesConv2d(XnorConv2d):
 
 
 class MaxoutFinish(Finish):
-    """BatchNorm and residual in one pass, then `Maxout` in torch: its slopes may be negative on both sides."""
-
-    fused = False
+    """BatchNorm and residual, then `Maxout`: slopes of both sides, of any sign."""
 
     @classmethod
     def after(cls, norm=None, act=None, shortcut_norm=None, scale=None):
         """As `Finish.after`, for act a Maxout."""
         finish = super().after(norm, None, shortcut_norm, scale)
         finish.register_buffer("slopes", torch.stack([act.pos, act.neg]).detach())
+        finish.prepare()
         return finish
 
-    def forward(self, x, residual=None):
-        x = super().forward(x, residual)
-        pos, neg = self.slopes[:, :, None, None]
-        return torch.where(x > 0, x * pos, x * neg)
+    def derive(self):
+        super().derive()
+        if "slopes" in self._buffers:
+            self.table[[layout.Finish.POSITIVE, layout.Finish.NEGATIVE]] = self.slopes
 
 
 def finish_after(norm, act, shortcut_norm=None, scale=None):

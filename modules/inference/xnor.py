@@ -5,34 +5,37 @@ padding counts as no product. With numba the kernels of `modules.inference.kerne
 computed in floating point by torch, slower. CPU only, no gradients.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.activations import ImageStandardization, LearnedShift, RPReLU, ShiftedImageScale
 from modules.binarize import binary_sign
+from modules.inference import layout
 from modules.inference.bits import arrange, pack_signs, unpack_signs
-from modules.inference.runtime import (
-    Prepared,
-    array_of,
-    compiled,
-    empty_like_last,
-    empty_maps,
-    image_means,
-    kernels,
-    thread_count,
-)
+from modules.inference.program import Filters, Program, external, neutral
+from modules.inference.runtime import Prepared, array_of, compiled, empty_like_last, kernels, maps_at, run_each
 
-ROWS = ("scale", "alpha", "beta", "residual_alpha", "residual_beta", "before", "slope", "after")
-"""Rows of a finish table (8, C): activation(x * scale * alpha + beta + residual * residual_alpha + residual_beta), in
-this order and with the training graph's rounding; "prelu" is a PReLU with `slope` between two shifts."""
-_NEUTRAL = (1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
-FINISHES = ("none", "hardtanh", "prelu")
+ROWS = {
+    "scale": "SCALE",
+    "alpha": "ALPHA",
+    "beta": "BETA",
+    "residual_alpha": "RESIDUAL_ALPHA",
+    "residual_beta": "RESIDUAL_BETA",
+    "before": "BEFORE",
+    "slope": "NEGATIVE",
+    "after": "AFTER",
+}
+"""What a packed file calls the rows of a table `modules.inference.layout.Finish`, in the file's order."""
+_NOTHING = torch.empty(1)
+OUT, IN, RESIDUAL, SHIFT = (external(number) for number in range(1, 5))
 
 
 def neutral_table(channels):
-    """The finish table that changes nothing: float32 (8, channels)."""
-    return torch.tensor(_NEUTRAL).repeat(channels, 1).T.contiguous()
+    """The finish table that changes nothing: float32 (len(layout.Finish), channels)."""
+    return torch.from_numpy(neutral(channels))
 
 
 def _output_shape(x, tap_counts, stride, padding):
@@ -42,81 +45,89 @@ def _output_shape(x, tap_counts, stride, padding):
     return x.shape[0], out_channels, height, width
 
 
-def _residual_array(residual, like):
-    """The residual's array (N, H, W, C), or, where there is none, one that will not be read."""
+def _finish_program(shape, table, has_residual):
+    program = Program()
+    residual = maps_at(RESIDUAL, shape) if has_residual else None
+    program.copy(maps_at(IN, shape), table.numpy(), residual, maps_at(OUT, shape))
+    return program
+
+
+def _conv_program(source, shape, filters, table, has):
+    """Signs of the external maps IN, of shape `source` (H, W, C), + SHIFT (C,), and their convolution.
+
+    has: whether there is a residual, and a shift.
+    """
+    program, maps = Program(), maps_at(IN, source)
+    if has[1]:
+        shift = replace(maps, address=SHIFT, row=0, pixel=0)
+        signs = program.shifted_signs(maps, shift, filters.padding)
+    else:
+        signs = program.signs(maps, border=filters.padding)
+    residual = maps_at(RESIDUAL, shape) if has[0] else None
+    program.count(signs, filters, table.numpy(), residual, maps_at(OUT, shape))
+    return program
+
+
+def _residual_array(residual, shape):
+    """The residual (N, H, W, C), or what will not be read. Raises ValueError unless it has the shape (N, C, H, W)."""
     if residual is None:
-        return like
-    array = array_of(residual)
-    if array.shape != like.shape:
-        raise ValueError(f"a residual of {array.shape} does not fit maps of {like.shape} (N, H, W, C)")
-    return array
+        return _NOTHING
+    if residual.shape != shape:
+        raise ValueError(f"a residual of {tuple(residual.shape)} does not fit maps of {tuple(shape)}")
+    return array_of(residual)
 
 
-def _convolve(x, blocks, tap_counts, shift, stride, padding, table, residual, activation):
-    """`binary_conv2d` by the compiled kernel; blocks, tap_counts, shift and table are arrays."""
-    if x.shape[1] != shift.shape[1]:
-        raise ValueError(f"the convolution takes {shift.shape[1]} channels, not {x.shape[1]}")
-    out, result = empty_maps(_output_shape(x, tap_counts, stride, padding))
-    added = _residual_array(residual, result)
-    kernels().convolve(
-        thread_count(),
-        array_of(x),
-        shift,
-        blocks,
-        tap_counts,
-        stride,
-        padding,
-        table,
-        added,
-        residual is not None,
-        FINISHES.index(activation),
-        result,
-    )
-    return out
+def _convolve(module, x, filters, shift, table, residual):
+    """`binary_conv2d` by the compiled kernels; module: a Prepared that keeps the program, or None; shift: or None."""
+    if x.shape[1] != filters.in_channels:
+        raise ValueError(f"the convolution takes {filters.in_channels} channels, not {x.shape[1]}")
+    shape = _output_shape(x, filters.tap_counts, filters.stride, filters.padding)
+    source, has = (*x.shape[2:], x.shape[1]), (residual is not None, shift is not None)
+    arrays = [array_of(x), _residual_array(residual, shape)]
+    if shift is not None:
+        arrays.append(array_of(shift[:, :, None, None]))
+
+    def build():
+        return _conv_program(source, (*shape[2:], shape[1]), filters, table, has)
+
+    key = (*source, *has, table, filters.blocks)
+    return run_each(build() if module is None else module.program_for(key, build), shape, arrays)
 
 
-def _convolve_in_torch(x, blocks, tap_counts, shift, stride, padding, table, residual, activation):
-    kernel = int(len(tap_counts) ** 0.5)
-    rows = blocks.view(torch.int64).transpose(1, 2).flatten(0, 1)[: tap_counts.shape[1]]
+def _convolve_in_torch(x, filters, shift, table, residual):
+    kernel = int(len(filters.tap_counts) ** 0.5)
+    rows = filters.blocks.view(torch.int64).transpose(1, 2).flatten(0, 1)[: filters.tap_counts.shape[1]]
     bits = rows.unflatten(1, (kernel, kernel, -1)).contiguous().view(torch.uint64)
     signs = binary_sign(x + shift[:, :, None, None])
-    sums = F.conv2d(signs, unpack_signs(bits, x.shape[1]), None, stride, padding)
-    return finish_in_torch(sums, table, residual, activation)
+    sums = F.conv2d(signs, unpack_signs(bits, x.shape[1]), None, filters.stride, filters.padding)
+    return finish_in_torch(sums, table, residual)
 
 
-def _finish(x, table, residual, activation):
-    """`finish_maps` by the compiled kernel; table is an array."""
+def _finish(module, x, table, residual):
+    """`finish_maps` by the compiled kernels; module as in `_convolve`."""
     if x.shape[1] != table.shape[1]:
         raise ValueError(f"the table is for {table.shape[1]} channels, not {x.shape[1]}")
-    out, result = empty_maps(x.shape)
-    source = array_of(x)
-    rows = (-1, *source.shape[2:])
-    kernels().finish(
-        thread_count(),
-        source.reshape(rows),
-        table,
-        _residual_array(residual, source).reshape(rows),
-        residual is not None,
-        FINISHES.index(activation),
-        result.reshape(rows),
-    )
-    return out
+    shape = (*x.shape[2:], x.shape[1])
+    arrays = [array_of(x), _residual_array(residual, x.shape)]
+
+    def build():
+        return _finish_program(shape, table, residual is not None)
+
+    key = (*shape, residual is not None, table)
+    return run_each(build() if module is None else module.program_for(key, build), x.shape, arrays)
 
 
-def finish_in_torch(x, finish, residual, activation):
+def finish_in_torch(x, finish, residual):
     def affine(x, factor, term):  # in double, and then rounded: as good as the kernel's fused multiply-add
         return torch.addcmul(term.double(), x.double(), factor.double()).to(x.dtype)
 
-    scale, alpha, beta, residual_alpha, residual_beta, before, slope, after = finish[:, :, None, None]
-    x = affine(x * scale, alpha, beta)
+    rows = dict(zip(layout.Finish, finish[:, :, None, None]))
+    x = affine(x * rows[layout.Finish.SCALE], rows[layout.Finish.ALPHA], rows[layout.Finish.BETA])
     if residual is not None:
-        x += affine(residual, residual_alpha, residual_beta)
-    if activation == "hardtanh":
-        x = F.hardtanh(x)
-    elif activation == "prelu":
-        x += before
-        x = torch.where(x > 0, x, x * slope) + after
-    return x
+        x += affine(residual, rows[layout.Finish.RESIDUAL_ALPHA], rows[layout.Finish.RESIDUAL_BETA])
+    x += rows[layout.Finish.BEFORE]
+    x = x * torch.where(x > 0, rows[layout.Finish.POSITIVE], rows[layout.Finish.NEGATIVE]) + rows[layout.Finish.AFTER]
+    return torch.minimum(torch.maximum(x, rows[layout.Finish.LOW]), rows[layout.Finish.HIGH])
 
 
 @torch.library.custom_op("ir2net::binary_conv2d", mutates_args=(), device_types="cpu")
@@ -129,36 +140,35 @@ def binary_conv2d(
     padding: int,
     finish: Tensor,
     residual: Tensor | None,
-    activation: str,
 ) -> Tensor:
-    """conv(sign(x + shift), signs), and what `finish` says of it: see ROWS.
+    """conv(sign(x + shift), signs), and what `finish` says of it: see `modules.inference.layout.Finish`.
 
     x: float32 (N, C_in, H, W), fastest in channels-last memory. blocks, tap_counts: from `arrange`. shift (1 or N,
-    C_in). finish: a table (8, C_out) of ROWS; the neutral one gives the convolution's sums, exact integers. residual
-    (N, C_out, H', W') or None. activation: one of FINISHES. Zero padding: positions outside add nothing.
+    C_in). finish: a table (12, C_out); the neutral one gives the convolution's sums, exact integers. residual
+    (N, C_out, H', W') or None. Zero padding: positions outside add nothing.
     Returns float32 (N, C_out, H', W') in channels-last memory.
     """
+    filters = Filters(blocks, tap_counts, shift.shape[1], stride, padding)
     if kernels() is None:
-        return _convolve_in_torch(x, blocks, tap_counts, shift, stride, padding, finish, residual, activation)
-    arrays = (value.numpy() for value in (blocks, tap_counts, shift))
-    return _convolve(x, *arrays, stride, padding, finish.numpy(), residual, activation)
+        return _convolve_in_torch(x, filters, shift, finish, residual)
+    return _convolve(None, x, filters, shift, finish, residual).contiguous(memory_format=torch.channels_last)
 
 
 @binary_conv2d.register_fake
-def _(x, blocks, tap_counts, shift, stride, padding, finish, residual, activation):
+def _(x, blocks, tap_counts, shift, stride, padding, finish, residual):
     return empty_like_last(x, _output_shape(x, tap_counts, stride, padding))
 
 
 @torch.library.custom_op("ir2net::finish", mutates_args=(), device_types="cpu")
-def finish_maps(x: Tensor, finish: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-    """activation(x * scale * alpha + beta + residual * residual_alpha + residual_beta), maps (N, C, H, W); see ROWS."""
+def finish_maps(x: Tensor, finish: Tensor, residual: Tensor | None) -> Tensor:
+    """What follows a convolution, of its maps (N, C, H, W): see `modules.inference.layout.Finish`."""
     if kernels() is None:
-        return finish_in_torch(x, finish, residual, activation)
-    return _finish(x, finish.numpy(), residual, activation)
+        return finish_in_torch(x, finish, residual)
+    return _finish(None, x, finish, residual).contiguous(memory_format=torch.channels_last)
 
 
 @finish_maps.register_fake
-def _(x, finish, residual, activation):
+def _(x, finish, residual):
     return empty_like_last(x, x.shape)
 
 
@@ -177,14 +187,11 @@ def batch_norm_affine(norm):
 
 
 class Finish(Prepared):
-    """BatchNorm, residual and activation in one pass: see ROWS.
+    """BatchNorm, residual and activation in one pass: see `modules.inference.layout.Finish`.
 
-    rows: the table's rows that are not neutral, in ROWS' names, (C,) each. activation: one of FINISHES.
-    Input and residual (N, C, H, W), output the same in channels-last memory.
+    rows: the table's rows that are not neutral, by the names of ROWS, (C,) each. activation: "none", "prelu", which has
+    a slope, or "hardtanh". Input and residual (N, C, H, W), output the same in channels-last memory.
     """
-
-    ARRAYS = ("array",)
-    fused = True  # whether a convolution's kernel may do it all
 
     def __init__(self, rows, activation="none"):
         super().__init__()
@@ -220,17 +227,20 @@ class Finish(Prepared):
             raise ValueError(f"no kernel for {type(act).__name__}")
         return cls(rows, activation)
 
-    def prepare(self):
+    def derive(self):
         """Derive the table from the rows."""
         table = neutral_table(self.rows.shape[1])
-        table[[ROWS.index(name) for name in self.names]] = self.rows
+        if self.activation == "prelu":
+            table[layout.Finish.NEGATIVE] = 0
+        elif self.activation == "hardtanh":
+            table[layout.Finish.LOW], table[layout.Finish.HIGH] = -1, 1
+        table[[layout.Finish[ROWS[name]] for name in self.names]] = self.rows
         self.table = table
-        self.array = table.numpy()
 
     def forward(self, x, residual=None):
         if compiled():
-            return _finish(x, self.array, residual, self.activation)
-        return finish_maps(x, self.table, residual, self.activation)
+            return _finish(self, x, self.table, residual)
+        return finish_maps(x, self.table, residual)
 
 
 class XnorConv2d(Prepared):
@@ -239,8 +249,6 @@ class XnorConv2d(Prepared):
     conv: the BinaryConv2d, square, ungrouped, undilated, without bias; its scale belongs into the Finish.
     Input float32 (N, C_in, H, W), output (N, C_out, H', W').
     """
-
-    ARRAYS = ("arrays", "constants")
 
     def __init__(self, conv):
         super().__init__()
@@ -258,13 +266,12 @@ class XnorConv2d(Prepared):
         """The bits of the filters that the kernel applies."""
         return self.bits
 
-    def prepare(self):
+    def derive(self):
         """Derive the kernel's arrays from the bits."""
         filters = self.filters()
         self.blocks, self.tap_counts = arrange(filters)
+        self.shifted = self.input_transform is not None
         self.no_shift, self.no_finish = torch.zeros(1, self.in_channels), neutral_table(len(filters))
-        self.arrays = self.blocks.numpy(), self.tap_counts.numpy()
-        self.constants = self.no_shift.numpy(), self.no_finish.numpy()
 
     def shift(self, x):
         """What the method adds to x before the sign: (1 or N, C_in)."""
@@ -277,21 +284,14 @@ class XnorConv2d(Prepared):
             return transform.bias.flatten(1)
         # Means are taken in the training graph's memory order, so that their last bits are the same.
         if isinstance(transform, ImageStandardization):  # the standard deviation changes no sign
-            return -image_means(x.contiguous()).unsqueeze(1).repeat(1, self.in_channels)
+            return -x.contiguous().mean((1, 2, 3)).unsqueeze(1).repeat(1, self.in_channels)
         return torch.sigmoid(transform.excite(torch.relu(transform.squeeze(x.contiguous().mean((2, 3))))))
 
     def forward(self, x, finish=None, residual=None):
         """finish: a Finish, or None for the convolution's sums, integers. residual: added where the Finish says."""
-        if finish is not None and not finish.fused:
-            return finish(self(x), residual)
-        activation = "none" if finish is None else finish.activation
-        if compiled():
-            no_shift, no_finish = self.constants
-            shift = no_shift if self.input_transform is None else self.shift(x).numpy()
-            table = no_finish if finish is None else finish.array
-            return _convolve(x, *self.arrays, shift, self.stride, self.padding, table, residual, activation)
         table = self.no_finish if finish is None else finish.table
         shift = self.shift(x)
-        return binary_conv2d(
-            x, self.blocks, self.tap_counts, shift, self.stride, self.padding, table, residual, activation
-        )
+        if compiled():
+            filters = Filters(self.blocks, self.tap_counts, self.in_channels, self.stride, self.padding)
+            return _convolve(self, x, filters, shift if self.shifted else None, table, residual)
+        return binary_conv2d(x, self.blocks, self.tap_counts, shift, self.stride, self.padding, table, residual)

@@ -77,6 +77,7 @@ def _key(row):
 def _told(result):
     """A sentence with what the table says in the end."""
     ours, *others = result["rivals"]["rows"]
+    others = [row for row in others if isinstance(row["network"], str)]
     told = []
     for name in dict.fromkeys(row["network"] for row in others):
         rows = sorted((row for row in others if row["network"] == name), key=lambda row: row["ms"])
@@ -90,6 +91,7 @@ def _told(result):
 def sizes(results):
     """Files, and the accuracy that their networks were published with."""
     ours, *others = results[0]["rivals"]["rows"]
+    others = [row for row in others if isinstance(row["network"], str)]
     files = [{**ours, "bytes": results[0]["bytes"]["float32"], "engine": "torch", "precision": "float32"}]
     files += [ours, {**ours, "bytes": results[0]["bytes"]["packed_half"], "engine": "packed, `--half`"}]
     rows = []

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from utils.bench.rivals import RIVALS, written
-from utils.checkpoint import read_contents
+from utils.checkpoint import load_model, read_contents
 from utils.checkpoint.packed import is_packed, write_packed
 from utils.command import RunError
-from utils.deploy.networks import named_network, random_images
+from utils.deploy.networks import named_network, random_images, use_fast
 
 ROOT = Path(__file__).parents[2]
 BURST = 0.05
@@ -101,6 +101,16 @@ def _packed(args, folder):
     return Contender("packed", path, {"network": contents.network, "engine": "packed", "precision": "1 bit"}), contents
 
 
+def _fast(packed, size):
+    """[Contender of the same file with --fast], or [] and a line on standard error where that cannot be."""
+    try:
+        use_fast(load_model(packed.path), size)
+    except RunError as error:
+        print(f"skipped: {error}", file=sys.stderr)
+        return []
+    return [Contender("packed_fast", packed.path, {**packed.row, "engine": "packed, `--fast`"})]
+
+
 def measure(args):
     """{"network", "image_size", "rows", "versions"}: a row per contender, with medians of ms, import_ms and load_ms.
 
@@ -111,7 +121,7 @@ def measure(args):
         batches = random_images(contents.image_size, args.batch_size * CALIBRATION, args.seed).split(args.batch_size)
         images = Path(folder, "images.npy")
         np.save(images, batches[0].numpy())
-        contenders = [ours]
+        contenders = [ours, *_fast(ours, contents.image_size)]
         for rival, path, row, expected in written(contents.image_size, batches, Path(folder)):
             contenders.append(Contender(rival.engine, path, row, expected))
         for contender in contenders:

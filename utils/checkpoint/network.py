@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from models import CIFAR, build_model, describe_network, family_of
+from models import CIFAR, NoRandomNumbers, build_model, describe_network, family_of
 from utils.command import RunError
 
 
@@ -44,7 +44,7 @@ class Contents:
     @property
     def parameters(self):
         """How many parameters the network has."""
-        with torch.device("meta"):  # not those of `state`: a packed one holds bits and tables
+        with torch.device("meta"), NoRandomNumbers():  # not those of `state`: a packed one holds bits and tables
             return sum(p.numel() for p in build_model(**self.network).parameters())
 
     def __str__(self):
@@ -79,7 +79,7 @@ def empty_network(network, path):
     Raises RunError if there is no such network.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), NoRandomNumbers():
             return build_model(**network)
     except Exception as error:  # whatever values a file may hold
         raise RunError(f"{path} does not describe a network: {type(error).__name__}: {error}") from None

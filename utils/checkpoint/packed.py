@@ -6,6 +6,8 @@ the whole file, computed with the digest's own 64 characters as zeros. The tenso
 the rest float32, or float16 where --half was given, for weights of full-precision layers alone.
 """
 
+import contextlib
+import ctypes
 import hashlib
 import json
 from pathlib import Path
@@ -139,4 +141,11 @@ def build_packed(network, state, path):
         if key in own and widened[key].dtype != own[key].dtype:
             raise RunError(f"{path} does not fit the network: {key} has dtype {value.dtype}")
     load_state(model, widened, path)
+    _give_back_memory()
     return model.eval()
+
+
+def _give_back_memory():
+    """Return to the system what floating-point weights took while the network was built; glibc would keep it."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library has no such function
+        ctypes.CDLL(None).malloc_trim(0)

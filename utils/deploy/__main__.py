@@ -3,19 +3,14 @@
 import json
 import time
 
-import torch
-
 from cifar.data import DATASETS
 from models import ARCHS
-from models.inference import blank_network
 from modules.inference.runtime import kernels
-from utils.checkpoint import Contents
 from utils.checkpoint.packed import write_packed
 from utils.command import Parser, RunError, command, non_negative_int, positive_int, side, threads
-from utils.deploy import latency
 from utils.deploy.bench import bench
 from utils.deploy.export import onnx
-from utils.deploy.networks import float_size, megabytes, named_network, random_images
+from utils.deploy.networks import float_size, megabytes, named_network
 from utils.deploy.verify import verify
 from utils.files import output_path
 from utils.training.flags import add_network_flags
@@ -31,24 +26,13 @@ def pack(args):
     return {"path": str(output), "bytes": size, "float_bytes": before, "half": args.half}
 
 
-WARMED = ({"arch": "resnet18", "dataset": "imagenet", "variant": "c"}, {"arch": "resnet20", "method": "sdbnn"})
-"""Networks that need every kernel between them."""
-
-
 def warm(args):
-    """Compile the kernels for one thread and for several, or read them from numba's cache."""
+    """Compile the kernels, or find their code where an earlier process has left it."""
+    start = time.perf_counter()
     if kernels() is None:
         raise RunError("there are no kernels to compile: pip install numba")
-    start = time.perf_counter()
-    with torch.inference_mode():
-        for count in (1, 2):
-            with latency.threads(count):
-                for network in WARMED:
-                    images = random_images(Contents("", network, {}).image_size, 1)
-                    packed = blank_network(**network)
-                    packed(images), packed.classify(packed.features(images))
     seconds = time.perf_counter() - start
-    print(f"the kernels are compiled and in numba's cache, after {seconds:.1f} s")
+    print(f"the kernels' code is ready, after {seconds:.1f} s")
     return {"seconds": seconds}
 
 
@@ -83,10 +67,12 @@ def add_flags(sub, name):
         sub.add_argument("--half", action="store_true", help="float16 for weights of full-precision layers")
     if name == "verify":
         sub.add_argument("--packed", metavar="PATH", help="a packed file of --checkpoint; default: pack it anew")
+    if name in ("verify", "bench"):
+        sub.add_argument("--fast", action="store_true", help="the first convolution in bfloat16: not exact")
     if name in ("verify", "onnx"):
         sub.add_argument("--data-dir", metavar="DIR", help="where --dataset lies; default: random images")
         sub.add_argument("--images", type=positive_int, default=16, help="how many random images")
-        sub.add_argument("--batch-size", type=positive_int, help="default: 1 for imagenet, else 16")
+        sub.add_argument("--batch-size", type=positive_int, default=1, help="default: 1")
     if name == "bench":
         sub.add_argument("--threads", type=threads, help="default: one per core")
         sub.add_argument("--batch-size", type=positive_int, default=1)

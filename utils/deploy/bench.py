@@ -15,6 +15,7 @@ from utils.deploy.networks import (
     packed_network,
     random_images,
     random_network,
+    use_fast,
 )
 
 
@@ -27,6 +28,8 @@ def bench(args):
     else:
         model, contents = named_network(args)
     packed = packed_network(model)
+    if args.fast:
+        use_fast(packed, contents.image_size)
     count = args.threads or os.cpu_count()
     images = random_images(contents.image_size, args.batch_size)
     with latency.threads(count):
@@ -35,7 +38,8 @@ def bench(args):
             "layers": latency.layers(packed, images, args.repeats),
             "parts": latency.parts(packed, images, args.repeats),
         }
-    result |= {"threads": count, "batch": args.batch_size, "cpu": cpu_name(), "torch": torch.__version__}
+    result |= {"threads": count, "batch": args.batch_size, "fast": args.fast}
+    result |= {"cpu": cpu_name(), "torch": torch.__version__}
     result["bytes"] = {
         "float32": float_size(model),
         "packed": len(packed_content(model, contents.network)),

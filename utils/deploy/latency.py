@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from models.inference import binary_convs
 from utils.command import RunError
@@ -81,8 +80,6 @@ def end_to_end(packed, floating, images, repeats, compile=False):
     contenders = {}
     for name, model in networks.items():
         for layout, batch in formats.items():
-            if name == "packed" and layout == "contiguous":
-                continue  # its maps are channels-last whatever the images are
             if layout == "channels_last" and name != "packed":
                 model = copy.deepcopy(model).to(memory_format=LAST)
             contenders[name, layout] = _run(model, batch)
@@ -140,40 +137,13 @@ def _inputs(packed, images):
 
 @torch.inference_mode()
 def parts(packed, images, repeats):
-    """{part: mean milliseconds} of the packed network: where the time of a batch goes. "total" is all of it."""
-    starts, times, hooks, now = [], {}, [], clock()
+    """{part: median milliseconds} of the packed network: where the time of one image goes, on one thread.
 
-    def watch(module, part):
-        hooks.append(module.register_forward_pre_hook(lambda *_: starts.append(now())))
-        hooks.append(module.register_forward_hook(lambda *_: add(part, now() - starts.pop())))
-
-    def add(part, seconds):
-        times.setdefault(part, []).append(1000 * seconds)
-
-    binary = {module for _, module in binary_convs(packed)}
-    for name, module in packed.named_modules():
-        if module in binary:
-            watch(module, "binary convolutions with BatchNorm, shortcut's sum and activation")
-        elif name in ("conv1", "conv0"):
-            watch(module, "stem's convolution")
-        elif name in ("bn1", "bn0", "stem"):
-            watch(module, "stem's BatchNorm, activation, pooling")
-        elif name.endswith("shortcut") and not isinstance(module, nn.Identity):
-            watch(module, "full-precision shortcuts")
-        elif name == "recovery" and module is not None:
-            watch(module, "recovery head")
-        elif name in ("fc", "feature_norm"):
-            watch(module, "classifier")
-    images = images.to(memory_format=LAST)
-    totals = []
-    for i in range(repeats + 3):
-        if i == 3:
-            times.clear()
-        start = now()
-        packed(images)
-        totals.append(1000 * (now() - start))
-    for hook in hooks:
-        hook.remove()
-    found = {part: sum(values) / repeats for part, values in times.items()}
-    total = sum(totals[3:]) / repeats
-    return {**found, "everything else": total - sum(found.values()), "total": total}
+    "total" is the sum. A network that runs module by module has no other part.
+    """
+    program = packed.program(images.shape[2:])
+    if program is None:
+        return {"total": medians({"total": _run(packed, images[:1])}, repeats)["total"]}
+    with threads(1):
+        found = medians(program.parts(images[0]), repeats)
+    return {**found, "total": sum(found.values())}

@@ -6,6 +6,8 @@ from models import build_model
 from models.inference import pack_network
 from modules.activations import LearnedShift, Maxout
 from modules.binarize import AdaptiveSign
+from modules.inference import native
+from modules.inference.runtime import kernels
 from modules.weights import RectifiedClamp, Rotation
 from utils.checkpoint import Contents, open_model
 from utils.command import RunError, UsageError
@@ -93,6 +95,15 @@ def packed_network(model):
         return pack_network(model)
     except ValueError as error:
         raise RunError(str(error)) from None
+
+
+def use_fast(packed, size):
+    """Let the first convolution of images of `size` (H, W) be computed in bfloat16. Raises RunError where it cannot."""
+    if kernels() is None or not native.has_bf16():
+        raise RunError("--fast needs a CPU with avx512_bf16 instructions, and the compiled kernels")
+    if packed.program(size) is None:
+        raise RunError("--fast is for networks that run as one program: this one's activations need torch in between")
+    packed.fast = True
 
 
 def float_size(model):

@@ -5,13 +5,12 @@ import torch.nn.functional as F
 
 from cifar.data import Batches, load
 from imagenet.data import eval_transform, open_split, use_labels_of
-from models import IMAGENET
 from models.inference import binary_convs
 from modules.inference.values import ValuesConv2d
 from utils.checkpoint import open_model
 from utils.checkpoint.packed import is_half
 from utils.command import RunError, UsageError
-from utils.deploy.networks import named_network, packed_network, random_images
+from utils.deploy.networks import named_network, packed_network, random_images, use_fast
 from utils.images import read_image
 from utils.training.evaluation import check_classes
 
@@ -91,11 +90,11 @@ def relative_errors(expected, logits):
 def images_for(args, contents, model):
     """Yield (images, labels or None): the test images of --data-dir or digits, else --images random ones.
 
-    Large images come one by one: torch sums full-precision convolutions in an order that depends on the batch, and the
-    packed network passes a batch in parts.
+    They come one by one unless --batch-size says otherwise: torch sums full-precision convolutions in an order that
+    depends on the batch, and the packed network passes the images of a batch one by one.
     """
     dataset = args.dataset
-    size = args.batch_size or (1 if contents.family == IMAGENET else 16)
+    size = args.batch_size
     if args.data_dir is None and dataset != "digits":
         images = random_images(contents.image_size, args.images, args.seed)
         yield from ((batch, None) for batch in images.split(size))
@@ -146,6 +145,38 @@ def compare(model, packed, batches):
     return found | {"wrong_convs": sorted(wrong)}
 
 
+@torch.no_grad()
+def compare_fast(packed, batches):
+    """What --fast changes: the largest relative difference of logits, and the images whose top-1 stays the same."""
+    found = {"images": 0, "fast_error": 0.0, "fast_same_top1": 0, "labelled": 0, "top1_packed": 0, "top1_fast": 0}
+    for images, labels in batches:
+        packed.fast = False
+        expected = packed(images)
+        packed.fast = True
+        logits = packed(images)
+        found["images"] += len(images)
+        found["fast_error"] = max(found["fast_error"], relative_errors(expected, logits).max().item())
+        found["fast_same_top1"] += (expected.argmax(1) == logits.argmax(1)).sum().item()
+        if labels is not None:
+            found["labelled"] += len(labels)
+            found["top1_packed"] += (expected.argmax(1) == labels).sum().item()
+            found["top1_fast"] += (logits.argmax(1) == labels).sum().item()
+    for name in ("top1_packed", "top1_fast"):
+        found[name] = 100 * found[name] / found["labelled"] if found["labelled"] else None
+    return found
+
+
+def verify_fast(packed, size, batches):
+    """Report what --fast changes, which need not be exact. Raises RunError where there is no bfloat16."""
+    use_fast(packed, size)
+    found = compare_fast(packed, batches)
+    print(f"--fast: largest relative difference of logits: {found['fast_error']:.2e}")
+    print(f"--fast: same top-1: {found['fast_same_top1']} of {found['images']} images")
+    if found["labelled"]:
+        print(f"top-1 accuracy: packed {found['top1_packed']:.2f} %, with --fast {found['top1_fast']:.2f} %")
+    return found
+
+
 def verify(args):
     """Compare the packed network with the training graph; raises RunError if they are not the same."""
     model, contents = named_network(args)
@@ -153,6 +184,8 @@ def verify(args):
         round_to_half(model)
     packed = open_model(args.packed)[0] if args.packed else packed_network(model)
     try:
+        if args.fast:
+            return verify_fast(packed, contents.image_size, images_for(args, contents, model))
         found = compare(model, packed, images_for(args, contents, model))
     except (RuntimeError, ValueError) as error:
         raise RunError(f"the two networks or the images do not fit together: {error}") from None

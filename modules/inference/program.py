@@ -1,0 +1,340 @@
+"""Programs for the compiled kernels: steps over maps in one block of memory; see `modules.inference.layout`."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from modules.inference.layout import LANES, Call, Field, Finish, Kind
+from modules.inference.threads import Pace
+
+_BYTES = 4 * LANES
+_REGION = 52
+"""Before a program has memory its addresses are (number + 1 << _REGION) + offset: of the memory, number 0, or of an
+array that each call brings, from 1 on."""
+_ROWS_APART, _CHANNELS_APART = 14, 2
+"""Chunks of a large map are bands of its rows, about so many; those of a small one are so many blocks of channels."""
+
+
+def blocks_of(channels):
+    """How many blocks hold so many channels."""
+    return -(-channels // LANES)
+
+
+def external(number):
+    """The address of the array that each call brings under the number, from 1 on."""
+    return (number + 1) << _REGION
+
+
+@dataclass
+class Maps:
+    """Maps (H, W, C), or bits of signs: the address of the first pixel, and steps in bytes. step: what made them."""
+
+    address: int
+    height: int
+    width: int
+    channels: int
+    row: int
+    pixel: int
+    step: dict | None = None
+
+    def part(self, channels, first):
+        """The maps of so many channels from `first` on."""
+        return Maps(self.address + 4 * first, self.height, self.width, channels, self.row, self.pixel)
+
+    def fields(self, prefix):
+        """Those of a step whose names start with the prefix."""
+        names = (Field[prefix], Field[f"{prefix}_ROW"], Field[f"{prefix}_PIXEL"])
+        return dict(zip(names, (self.address, self.row, self.pixel)))
+
+
+def windows(size, outputs):
+    """int64 (outputs, 2): the windows of an adaptive average pooling, first and past the last."""
+    return np.array([(i * size // outputs, -(-(i + 1) * size // outputs)) for i in range(outputs)], np.int64)
+
+
+def strided_windows(size, kernel, stride, padding=0, ceil=False):
+    """int64 (outputs, 2): the windows of a pooling, without what hangs over the border; ceil: also an unfilled last."""
+    span = size + 2 * padding - kernel
+    outputs = (-(-span // stride) if ceil else span // stride) + 1
+    starts = range(-padding, -padding + stride * outputs, stride)
+    return np.array([(max(0, s), min(size, s + kernel)) for s in starts if s < size], np.int64)
+
+
+def fill(table, channels):
+    """float32 (len(Finish), C) with channels up to a multiple of LANES, whose output and sign bits are 0."""
+    wide = np.zeros((len(Finish), blocks_of(channels) * LANES), np.float32)
+    wide[Finish.SHIFT] = -np.inf
+    wide[:, :channels] = table
+    return wide
+
+
+def neutral(channels):
+    """The finish table that changes nothing: float32 (len(Finish), C)."""
+    table = np.zeros((len(Finish), channels), np.float32)
+    for row in ("SCALE", "ALPHA", "RESIDUAL_ALPHA", "POSITIVE", "NEGATIVE"):
+        table[Finish[row]] = 1
+    table[Finish.LOW], table[Finish.HIGH] = -np.inf, np.inf
+    return table
+
+
+class Filters(NamedTuple):
+    """A binary convolution: tensors as `modules.inference.bits.arrange` gives them."""
+
+    blocks: torch.Tensor
+    tap_counts: torch.Tensor
+    in_channels: int
+    stride: int
+    padding: int
+
+
+class Program:
+    """Steps, added one after the other, and how much memory they need. What it adds are Maps."""
+
+    def __init__(self):
+        self.steps, self.size, self.kept, self.lines = [], 0, [], 0
+        self.part, self.pace, self.idle = "", Pace(), []
+
+    def instance(self):
+        """An instance that no other thread uses; it belongs back into `idle`."""
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return Instance(self)
+
+    def keep(self, array):
+        """The address of a constant array, which lives as long as the program."""
+        array = np.ascontiguousarray(array)
+        self.kept.append(array)
+        return array.ctypes.data
+
+    def memory(self, size):
+        """The address of `size` bytes, zeros at first."""
+        address = external(0) + self.size
+        self.size += -(-size // _BYTES) * _BYTES
+        return address
+
+    def maps(self, height, width, channels, border=0):
+        pixel = _BYTES * blocks_of(channels)
+        row = pixel * (width + 2 * border)
+        address = self.memory(row * (height + 2 * border)) + border * (row + pixel)
+        return Maps(address, height, width, channels, row, pixel)
+
+    def add(self, kind, **fields):
+        """Add a step of `kind`; fields by their names."""
+        step = {"part": self.part, Field.KIND: kind, Field.CHAIN: 0}
+        step |= {Field[name]: value for name, value in fields.items()}
+        self.steps.append(step)
+        return step
+
+    def _chunks(self, step, height, width, blocks):
+        rows = -(-height // _ROWS_APART)
+        parts = 1
+        if height <= _ROWS_APART:
+            rows, parts = height, -(-blocks // _CHANNELS_APART)
+        step |= {Field.HEIGHT: height, Field.WIDTH: width, Field.BLOCKS: blocks, Field.ROWS: rows, Field.PARTS: parts}
+        step[Field.CHUNKS] = -(-height // rows) * parts
+
+    def _finishing(self, step, size, table, residual, out):
+        """Fill in what follows the sums of a step: the output's Maps, `out` or new ones of `size` (H, W)."""
+        for maps in (residual, out):
+            if maps is not None and (maps.height, maps.width) != tuple(size):
+                raise ValueError(f"maps of {maps.height}x{maps.width} do not fit those of {size[0]}x{size[1]}")
+        channels, table = table.shape[1], fill(table, table.shape[1])
+        self._chunks(step, *size, blocks_of(channels))
+        out = out or self.maps(*size, channels)
+        nothing = {Field.RESIDUAL: self.keep(np.zeros(table.shape[1], np.float32))}
+        step |= residual.fields("RESIDUAL") if residual else nothing
+        step |= {Field.FINISH: self.keep(table), Field.FINISH_ROW: table.strides[0]} | out.fields("OUT")
+        step |= {"table": table, "channels": channels}
+        return replace(out, channels=channels, step=step)
+
+    def count(self, bits, conv, table, residual=None, out=None):
+        """The binary convolution of `bits` by `conv`, `Filters` or an XnorConv2d, and what follows it."""
+        taps = len(conv.tap_counts)
+        kernel, words = math.isqrt(taps), -(-conv.in_channels // 64)
+        sizes = [(size + 2 * conv.padding - kernel) // conv.stride + 1 for size in (bits.height, bits.width)]
+        offsets = _offsets(kernel, conv.padding, bits.row, bits.pixel, 8 * np.arange(words))
+        blocks = conv.blocks.numpy()
+        step = self.add(
+            Kind.COUNT, SOURCE=bits.address, SOURCE_ROW=conv.stride * bits.row, SOURCE_PIXEL=conv.stride * bits.pixel,
+            TAPS=len(offsets), OFFSETS=self.keep(offsets), WEIGHTS=self.keep(blocks),
+        )  # fmt: skip
+        self._bases(step, (bits.height, bits.width), sizes, kernel, conv)
+        return self._finishing(step, sizes, table, residual, out)
+
+    def _bases(self, step, sizes_in, sizes, kernel, conv):
+        """The sums without a differing bit, by which taps of a window lie within the image."""
+        cases, places = [], []
+        for size, outputs in zip(sizes_in, sizes):
+            at = np.arange(outputs)[:, None] * conv.stride - conv.padding + np.arange(kernel)
+            inside, place = np.unique((at >= 0) & (at < size), axis=0, return_inverse=True)
+            cases.append(inside)
+            places.append(place.reshape(-1))
+        inside = (cases[0][:, None, :, None] & cases[1][None, :, None, :]).reshape(-1, kernel * kernel)
+        counts = conv.tap_counts.numpy()
+        base = inside.sum(1, keepdims=True) * conv.in_channels + 2 * (~inside).astype(np.float32) @ counts
+        wide = np.zeros((len(base), blocks_of(counts.shape[1]) * LANES), np.float32)
+        wide[:, : counts.shape[1]] = base
+        rows, columns = places[0] * len(cases[1]) * wide.strides[0], places[1] * wide.strides[0]
+        step |= {Field.BASE: self.keep(wide), Field.ROW_BASE: self.keep(rows), Field.COLUMN_BASE: self.keep(columns)}
+
+    def dense(self, source, taps, size, table, *, stride=1, residual=None, out=None, kind=Kind.DENSE):
+        """A convolution in floating point, and what follows it.
+
+        taps: where they lie, bytes, int64 (taps,) or (blocks, taps), and their weights (blocks, taps, LANES); size:
+        (H, W) of the output.
+        """
+        offsets, weights = taps
+        step = self.add(
+            kind, SOURCE=source.address, SOURCE_ROW=stride * source.row, SOURCE_PIXEL=stride * source.pixel,
+            TAPS=weights.shape[1], OFFSETS=self.keep(offsets), WEIGHTS=self.keep(weights),
+            OFFSETS_BLOCK=offsets.strides[0] if offsets.ndim == 2 else 0,
+        )  # fmt: skip
+        return self._finishing(step, size, table, residual, out)
+
+    def copy(self, source, table, residual=None, out=None):
+        """What follows a convolution, alone."""
+        step = self.add(Kind.COPY, **_source(source))
+        return self._finishing(step, (source.height, source.width), table, residual, out)
+
+    def signs(self, maps, shift=None, border=1):
+        """Bits of maps + shift >= 0, shift (C,), with a border: written with the maps where that is still possible."""
+        step = maps.step
+        if step is None or "table" not in step or Field.BITS in step:
+            self.copy(maps, neutral(maps.channels), out=maps)
+            self.steps[-1] |= {Field.KIND: Kind.SIGNS, Field.OUT: 0}
+            step = self.steps[-1]
+        return self._signs(step, shift, border)
+
+    def shifted_signs(self, maps, shift, border):
+        """The same with a shift that the call brings, maps that are the same everywhere."""
+        self.copy(maps, neutral(maps.channels), shift, out=maps)
+        self.steps[-1][Field.OUT] = 0
+        return self._signs(self.steps[-1], None, border)
+
+    def _signs(self, step, shift, border):
+        height, width, channels = step[Field.HEIGHT], step[Field.WIDTH], step["channels"]
+        words = -(-channels // 64)
+        row = 8 * words * (width + 2 * border)
+        address = self.memory(row * (height + 2 * border)) + border * (row + 8 * words)
+        bits = Maps(address, height, width, channels, row, 8 * words)
+        step["table"][Finish.SHIFT, :channels] = 0 if shift is None else shift
+        step |= bits.fields("BITS")
+        return bits
+
+    def forget(self, maps):
+        """Only the bits of maps are needed: they are not written."""
+        if maps.step is not None and Field.BITS in maps.step:
+            maps.step[Field.OUT] = 0
+
+    def pool(self, source, rows, columns, maximum=False, out=None):
+        """Maxima or averages of maps over windows, int64 (H, 2) and (W, 2)."""
+        size = len(rows), len(columns)
+        out = out or self.maps(*size, source.channels)
+        step = self.add(
+            Kind.POOL, **_source(source), MAXIMUM=int(maximum), WINDOW_ROWS=self.keep(rows),
+            WINDOW_COLUMNS=self.keep(columns),
+        )  # fmt: skip
+        step |= out.fields("OUT")
+        self._chunks(step, *size, blocks_of(source.channels))
+        return out
+
+    def image(self, height, width, padding, half=False):
+        """The image of the call, planes with a border: (Maps of the first plane, bytes from one plane to the next)."""
+        size = 2 if half else 4
+        row = size * (width + 2 * padding + 1)  # a pair may reach one further
+        plane = row * (height + 2 * padding)
+        address = self.memory(3 * plane + _BYTES)
+        step = self.add(
+            Kind.IMAGE_BF16 if half else Kind.IMAGE, OUT=address + padding * (row + size), OUT_ROW=row,
+            OUT_CHANNEL=plane,
+        )  # fmt: skip
+        self._chunks(step, height, width, 1)
+        return Maps(address, height, width, 3, row, size), plane
+
+    def stem(self, maps, columns):
+        """Turn the last step, a convolution that made `maps`, into one whose rows are pooled at once.
+
+        columns: windows of the averages, (W', 2). Returns (maxima, averages (H / 2, W', C)), H and W being even.
+        """
+        step = maps.step
+        height, width = maps.height // 2, maps.width // 2
+        pooled, tap = (self.maps(height, size, maps.channels) for size in (width, len(columns)))
+        self.lines = max(self.lines, 3 * maps.width * _BYTES)
+        step |= {Field.INNER: step[Field.KIND], Field.KIND: Kind.STEM, Field.INNER_WIDTH: maps.width}
+        step |= pooled.fields("POOLED") | tap.fields("TAP") | {Field.TAP_WIDTH: len(columns), Field.OUT_PIXEL: _BYTES}
+        step[Field.WINDOW_COLUMNS] = self.keep(columns)
+        blocks = blocks_of(maps.channels)
+        step |= {Field.HEIGHT: height, Field.WIDTH: width, Field.ROWS: -(-height // 2), Field.PARTS: blocks}
+        step[Field.CHUNKS] = 2 * blocks if height > 1 else blocks
+        return pooled, tap
+
+    def chain(self, count):
+        """The last `count` steps need of each other the same rows alone, where their chunks are bands of rows."""
+        group = self.steps[-count:]
+        chunks = {(step[Field.ROWS], step[Field.CHUNKS], step[Field.PARTS]) for step in group}
+        if len(chunks) == 1 and group[0][Field.PARTS] == 1:
+            for left, step in enumerate(reversed(group)):
+                step[Field.CHAIN] = left
+
+    def parts(self):
+        """{part: [(first, past the last)] of its steps}; those chained together are of their last one's part."""
+        found, first = {}, 0
+        for i, step in enumerate(self.steps):
+            if step[Field.CHAIN] == 0:
+                found.setdefault(step["part"], []).append((first, i + 1))
+                first = i + 1
+        return found
+
+    def table(self):
+        """int64 (steps, len(Field)), with addresses as they are before there is memory."""
+        table = np.zeros((len(self.steps), len(Field)), np.int64)
+        for row, step in zip(table, self.steps):
+            for field, value in step.items():
+                if isinstance(field, Field):
+                    row[field] = value
+        return table
+
+
+def _source(source):
+    return dict(SOURCE=source.address, SOURCE_ROW=source.row, SOURCE_PIXEL=source.pixel)
+
+
+def _offsets(kernel, padding, row, pixel, within):
+    """int64 (kernel * kernel * len(within),): where the taps of a window lie, in bytes."""
+    at = np.arange(kernel) - padding
+    return (at[:, None, None] * row + at[None, :, None] * pixel + within).astype(np.int64).reshape(-1)
+
+
+class Instance:
+    """A program with memory of its own: what one thread executes, or several that share its chunks."""
+
+    def __init__(self, program):
+        self.program = program
+        memory = np.zeros(program.size + _BYTES, np.uint8)
+        self.memory = memory[-memory.ctypes.data % _BYTES :]
+        self.table = program.table()
+        self.externals = []
+        flat = self.table.reshape(-1)
+        for index in np.flatnonzero(flat >> _REGION):
+            number, offset = divmod(int(flat[index]), 1 << _REGION)
+            if number == 1:
+                flat[index] = self.memory.ctypes.data + offset
+            else:
+                self.externals.append((index, number - 2, offset))
+        self.flat, self.address, self.own = flat, self.table.ctypes.data, self.arguments()
+
+    def bind(self, *addresses):
+        """Say where the arrays of this call lie: addresses[i] is that of `external(i + 1)`."""
+        for index, number, offset in self.externals:
+            self.flat[index] = addresses[number] + offset
+
+    def arguments(self):
+        """What one thread brings: (numbers of a `Call`, their address, memory for lines)."""
+        lines = np.empty(self.program.lines + _BYTES, np.uint8)
+        call = np.zeros(len(Call), np.int64)
+        call[Call.LINES] = lines.ctypes.data + -lines.ctypes.data % _BYTES
+        return call, call.ctypes.data, lines

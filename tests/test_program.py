@@ -1,0 +1,193 @@
+"""A packed network as one program: the numbers of the modules one by one, for any size, batch and number of threads."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from packing import IMAGENET, RESNET20, name_of, random_images, random_network, relative_error
+
+from models.blocks import Network
+from models.inference import pack_network
+from modules.inference import native
+from modules.inference.runtime import kernels
+from modules.inference.threads import Pace, for_each
+from utils.deploy.verify import compare_fast
+
+NETWORKS = [
+    *({**IMAGENET, "variant": variant} for variant in "ad"),
+    {**IMAGENET, "method": "irnet"},
+    {"arch": "resnet20", "method": "reactnet", "structure": "normal", "recovery": "irec"},
+    {"arch": "resnet18", "recovery": "cirec"},
+    {"arch": "vgg_small", "method": "xnor", "recovery": "cirec"},
+]
+SIZES = [(64, 64), (32, 96), (30, 30), (34, 64)]
+
+
+@pytest.fixture(params=[1, 2])
+def thread_count(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("network", NETWORKS, ids=name_of)
+@torch.no_grad()
+def test_a_program_gives_what_its_modules_give(network, size, thread_count):
+    """Sizes whose stem is pooled in one pass, and sizes where it is not."""
+    if network["arch"] == "vgg_small":
+        size = (32, 32)
+    torch.manual_seed(0)
+    packed, images = pack_network(random_network(network)), torch.randn(3, 3, *size)
+    try:
+        Network.forward(packed, images[:1])
+    except (RuntimeError, ValueError):  # a shortcut's average pooling cannot halve odd sizes
+        with pytest.raises(ValueError, match="do not fit"):
+            packed(images)
+        return
+    assert packed.program(size) is not None
+    for i in range(3):  # the memory of the first call serves the others
+        expected = Network.forward(packed, images[i : i + 1])
+        assert relative_error(expected, packed(images[i : i + 1])) < 1e-5
+
+
+@pytest.mark.parametrize("network", [{**IMAGENET, "variant": "c"}, RESNET20], ids=name_of)
+@torch.no_grad()
+def test_logits_do_not_depend_on_batch_threads_or_memory_format(network):
+    packed, images = pack_network(random_network(network)), random_images(network, 5)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = torch.cat([packed(image[None]) for image in images])
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(packed(images), expected)
+            assert torch.equal(packed(images.to(memory_format=torch.channels_last)), expected)
+            assert torch.equal(packed(images[:1].expand(4, -1, -1, -1)), expected[:1].expand(4, -1))
+            for i in range(5):  # with helpers, once it is known what a call takes without
+                assert torch.equal(packed(images[i : i + 1]), expected[i : i + 1])
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.no_grad()
+def test_threads_that_call_at_once_do_not_disturb_each_other():
+    packed, images = pack_network(random_network(RESNET20)), random_images(RESNET20, 8)
+    expected, found = packed(images), {}
+
+    def call(i):
+        with torch.no_grad():
+            found[i] = [packed(images[i : i + 1]) for _ in range(50)]
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert all(torch.equal(logits, expected[i : i + 1]) for i in range(8) for logits in found[i])
+
+
+@torch.no_grad()
+def test_programs_follow_new_weights_and_are_not_copied():
+    packed, other = pack_network(random_network(RESNET20)), pack_network(random_network(RESNET20, seed=1))
+    images = random_images(RESNET20, 2)
+    before, expected = packed(images), other(images)
+    for copied in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        assert "_program" not in copied.__dict__
+        assert torch.equal(copied(images), before)
+    packed.load_state_dict(other.state_dict())
+    assert torch.equal(packed(images), expected)
+
+
+@torch.no_grad()
+def test_images_that_are_none_are_refused():
+    packed = pack_network(random_network(RESNET20))
+    with pytest.raises(ValueError, match="float32"):
+        packed(torch.randn(1, 3, 32, 32, dtype=torch.float64))
+    with pytest.raises(ValueError, match="3 channels"):
+        packed(torch.randn(1, 4, 32, 32))
+    with pytest.raises(ValueError, match="3 channels"):
+        packed(torch.randn(3, 32, 32))
+    assert packed(torch.empty(0, 3, 32, 32)).shape == (0, 10)
+
+
+@pytest.mark.skipif(not native.has_bf16(), reason="no bfloat16")
+@pytest.mark.parametrize("network", [RESNET20, {**IMAGENET, "variant": "c"}], ids=name_of)
+@torch.no_grad()
+def test_fast_rounds_the_stem_to_bfloat16(network):
+    """On a network that takes the stem's tap alone to the classifier what is rounded is not magnified by signs."""
+    model = random_network(network)
+    packed, images = pack_network(model), random_images(network, 2)
+    rounded = copy.deepcopy(packed)
+    rounded.conv1.weight.copy_(rounded.conv1.weight.bfloat16())
+    expected = Network.forward(rounded, images.bfloat16().float())
+    packed.fast = True
+    assert (packed(images).argmax(1) == expected.argmax(1)).all()
+    found = compare_fast(packed, [(images, torch.zeros(2, dtype=torch.long))])
+    assert found["fast_error"] > 0
+    assert found["images"] == found["labelled"] == 2
+
+
+def test_helpers_are_left_out_after_calls_that_they_made_no_faster():
+    pace = Pace()
+    assert not pace.wants_helpers()
+    pace.learn(False, 1.0)
+    assert pace.wants_helpers()
+    pace.learn(True, 1.2)
+    assert [pace.wants_helpers() for _ in range(3)] == [False, False, True]
+    pace.learn(True, 0.6)
+    assert pace.wants_helpers()
+
+
+def test_each_task_is_done_once():
+    done = []
+    for_each(done.append, 100, 3)
+    assert sorted(done) == list(range(100))
+
+
+FORKED = """
+import os, sys, torch
+sys.path.insert(0, "tests")
+from packing import RESNET20, random_images, random_network
+from models.inference import pack_network
+torch.set_num_threads(2)
+with torch.no_grad():
+    packed, images = pack_network(random_network(RESNET20)), random_images(RESNET20, 4)
+    expected = packed(images)
+    child = os.fork()
+    if not child:
+        os._exit(0 if torch.equal(packed(images), expected) else 3)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_process_forked_after_helpers_have_started_computes_too():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_code_is_read_whole_or_not_at_all(tmp_path, monkeypatch):
+    kernels()
+    path = next(folder / native.name() for folder in native.folders() if (folder / native.name()).exists())
+    content = path.read_bytes()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    (tmp_path / native.name()).write_bytes(content)
+    native.mapped(tmp_path / native.name())
+    for damaged in (b"", content[:-1], b"\0" + content[1:]):
+        other = tmp_path / f"{len(damaged)}-{damaged[:1].hex()}"
+        other.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            native.mapped(other)
+
+
+def test_numba_is_not_imported_where_the_code_is_known():
+    kernels()
+    code = "import sys; from modules.inference.runtime import kernels; assert kernels(); print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.stdout.strip() == "False", done.stderr
