@@ -16,6 +16,7 @@ from modules.binarize import AdaptiveSign
 from modules.conv import BinaryConv2d
 from modules.inference.bits import pack_signs, unpack_signs
 from modules.inference.runtime import Prepared, kernels
+from modules.inference.threads import operators_that_end
 from modules.inference.values import ValuesConv2d, finish_after
 from modules.inference.xnor import Finish, XnorConv2d, batch_norm_affine
 from modules.recovery import CIRec
@@ -115,7 +116,10 @@ class _Packed:
             return super().forward(images)
         check_images(images)
         program = self.program(images.shape[2:])
-        return super().forward(images) if program is None else program(images)
+        if program is not None:
+            return program(images)
+        with operators_that_end():
+            return super().forward(images)
 
     def program(self, size):
         """The `NetworkProgram` for images of `size` (H, W), or None for a network that runs module by module."""

@@ -1,5 +1,6 @@
 """Threads that share a program's chunks, or a batch's images: plain ones, which sleep until there is work."""
 
+import contextlib
 import itertools
 import os
 import queue
@@ -7,6 +8,7 @@ import threading
 import time
 
 import numpy as np
+import torch
 
 _LONGEST = 512
 """Calls without helpers, at most, before they are tried again."""
@@ -41,10 +43,12 @@ class _Helpers:
     """The helpers of this process."""
 
     def __init__(self):
-        self.after_fork()
+        self.forked = False
+        self.lock, self.queues = threading.Lock(), []
 
     def after_fork(self):
-        self.lock, self.queues = threading.Lock(), []
+        self.__init__()
+        self.forked = True
 
     def start(self, count, job):
         """Let `count` helpers call job(), soon."""
@@ -66,6 +70,20 @@ def _serve(jobs):
 
 _helpers = _Helpers()
 os.register_at_fork(after_in_child=_helpers.after_fork)
+
+
+@contextlib.contextmanager
+def operators_that_end():
+    """Within it torch's own operators take one thread in a forked process: others would be waited for in vain."""
+    count = torch.get_num_threads()
+    if not _helpers.forked or count == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def execute(run, instance, threads, image=None):
