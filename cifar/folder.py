@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from modules.caches import user_cache
 from utils.command import RunError, UsageError, height_width, is_out_of_memory
 from utils.images import UnreadableImage, read_images, scan
 
@@ -98,14 +99,11 @@ def _places(folder, size):
     """Where the cache may lie: beside the data, and in the user's own cache if there is such a place."""
     name = f"{size[0]}x{size[1]}" if size and size[0] != size[1] else size[0] if size else "own"
     beside = folder.parent / f".{folder.name}-{name}.cache.npz"
-    users = os.environ.get("XDG_CACHE_HOME")
-    if not users:
-        try:
-            users = Path.home() / ".cache"
-        except RuntimeError:  # HOME is not set, and the user has no entry in passwd
-            return [beside]
+    users = user_cache()
+    if users is None:
+        return [beside]
     where = hashlib.sha256(os.fsencode(beside.resolve())).hexdigest()[:16]
-    return [beside, Path(users) / "ir2net" / f"{where}.npz"]
+    return [beside, users / f"{where}.npz"]
 
 
 def _store(cache, content):

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from modules.caches import user_cache
+
 HERE = Path(__file__).parent
 SOURCES = ("kernels.py", "layout.py", "native.py")
 _SIGNATURE = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 5)
@@ -48,8 +50,7 @@ def folders():
     """Where the code's file may lie: NUMBA_CACHE_DIR if set; else beside the source, or in the user's cache."""
     if chosen := os.environ.get("NUMBA_CACHE_DIR"):
         return [Path(chosen)]
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return [HERE / "__pycache__", Path(cache) / "ir2net"]
+    return [folder for folder in (HERE / "__pycache__", user_cache()) if folder]
 
 
 def mapped(path):
