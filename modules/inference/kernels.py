@@ -354,17 +354,29 @@ def _read(typing_context, address):
 _kernel = njit(inline="never", nogil=True, error_model="numpy", _nrt=False)
 
 
-@_kernel
-def _count(left, at):
-    """The next tile of a line with `left` pixels; at: the arguments of a tile. Returns how many pixels it has."""
-    if left >= 7 and left != 8:
-        _count_7(*at)
-        return 7
-    if left >= 4:
-        _count_4(*at)
-        return 4
-    _count_1(*at)
-    return 1
+def _next_tile(seven, four, one):
+    """Function of (left, at): the next tile of a line with `left` pixels, which returns how many pixels it has.
+
+    at: the arguments of a tile; seven, four, one: the kernels for so many pixels.
+    """
+
+    @_kernel
+    def tile(left, at):
+        if left >= 7 and left != 8:
+            seven(*at)
+            return 7
+        if left >= 4:
+            four(*at)
+            return 4
+        one(*at)
+        return 1
+
+    return tile
+
+
+_count = _next_tile(_count_7, _count_4, _count_1)
+_pair = _next_tile(_pair_7, _pair_4, _pair_1)
+_few_dense = _next_tile(_dense_7, _dense_4, _dense_1)
 
 
 @_kernel
@@ -376,27 +388,7 @@ def _dense(left, pixel, at):
     if left >= 14 and pixel == 4:
         _dense_14_next(*at)
         return 14
-    if left >= 7 and left != 8:
-        _dense_7(*at)
-        return 7
-    if left >= 4:
-        _dense_4(*at)
-        return 4
-    _dense_1(*at)
-    return 1
-
-
-@_kernel
-def _pair(left, at):
-    """The same of two blocks of DENSE."""
-    if left >= 7 and left != 8:
-        _pair_7(*at)
-        return 7
-    if left >= 4:
-        _pair_4(*at)
-        return 4
-    _pair_1(*at)
-    return 1
+    return _few_dense(left, at)
 
 
 @_kernel
