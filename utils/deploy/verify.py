@@ -118,6 +118,24 @@ def _imagenet_batches(args, contents, model, size):
         yield torch.stack([transform(read_image(path)) for path, _ in samples]), torch.tensor([y for _, y in samples])
 
 
+class _Accuracies:
+    """Top-1 accuracies of several networks on the same images; of those that come with labels."""
+
+    def __init__(self, *names):
+        self.labelled, self.right = 0, dict.fromkeys(names, 0)
+
+    def update(self, labels, *logits):
+        if labels is not None:
+            self.labelled += len(labels)
+            for name, of_network in zip(self.right, logits, strict=True):
+                self.right[name] += (of_network.argmax(1) == labels).sum().item()
+
+    def result(self):
+        """{"labelled": how many, name: % or None without labels}."""
+        shares = {name: 100 * right / self.labelled if self.labelled else None for name, right in self.right.items()}
+        return {"labelled": self.labelled, **shares}
+
+
 @torch.no_grad()
 def compare(model, packed, batches):
     """What the two networks give for `batches` of (images, labels or None): plain values.
@@ -125,9 +143,8 @@ def compare(model, packed, batches):
     relative_error and same_top1 are of the logits that `check_sums` gives; rounded: images whose logits from the
     training graph as it is differ by more than TOLERANCE; top1_float: its accuracy.
     """
-    counts = ("images", "same_top1", "rounded", "labelled", "top1_float", "top1_packed")
-    found = {"relative_error": 0.0} | dict.fromkeys(counts, 0)
-    wrong = set()
+    found = {"relative_error": 0.0, "images": 0, "same_top1": 0, "rounded": 0}
+    accuracies, wrong = _Accuracies("top1_float", "top1_packed"), set()
     for images, labels in batches:
         own, logits = model(images), packed(images)
         names, expected = check_sums(model, packed, images)
@@ -136,19 +153,15 @@ def compare(model, packed, batches):
         found["rounded"] += (relative_errors(own, logits) > TOLERANCE).sum().item()
         found["relative_error"] = max(found["relative_error"], relative_errors(expected, logits).max().item())
         found["same_top1"] += (expected.argmax(1) == logits.argmax(1)).sum().item()
-        if labels is not None:
-            found["labelled"] += len(labels)
-            found["top1_float"] += (own.argmax(1) == labels).sum().item()
-            found["top1_packed"] += (logits.argmax(1) == labels).sum().item()
-    for name in ("top1_float", "top1_packed"):
-        found[name] = 100 * found[name] / found["labelled"] if found["labelled"] else None
-    return found | {"wrong_convs": sorted(wrong)}
+        accuracies.update(labels, own, logits)
+    return found | accuracies.result() | {"wrong_convs": sorted(wrong)}
 
 
 @torch.no_grad()
 def compare_fast(packed, batches):
     """What --fast changes: the largest relative difference of logits, and the images whose top-1 stays the same."""
-    found = {"images": 0, "fast_error": 0.0, "fast_same_top1": 0, "labelled": 0, "top1_packed": 0, "top1_fast": 0}
+    found = {"images": 0, "fast_error": 0.0, "fast_same_top1": 0}
+    accuracies = _Accuracies("top1_packed", "top1_fast")
     for images, labels in batches:
         packed.fast = False
         expected = packed(images)
@@ -157,13 +170,8 @@ def compare_fast(packed, batches):
         found["images"] += len(images)
         found["fast_error"] = max(found["fast_error"], relative_errors(expected, logits).max().item())
         found["fast_same_top1"] += (expected.argmax(1) == logits.argmax(1)).sum().item()
-        if labels is not None:
-            found["labelled"] += len(labels)
-            found["top1_packed"] += (expected.argmax(1) == labels).sum().item()
-            found["top1_fast"] += (logits.argmax(1) == labels).sum().item()
-    for name in ("top1_packed", "top1_fast"):
-        found[name] = 100 * found[name] / found["labelled"] if found["labelled"] else None
-    return found
+        accuracies.update(labels, expected, logits)
+    return found | accuracies.result()
 
 
 def verify_fast(packed, size, batches):
