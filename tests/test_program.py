@@ -1,15 +1,22 @@
 """A packed network as one program: the numbers of the modules one by one, for any size, batch and number of threads."""
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
-from packing import IMAGENET, RESNET20, name_of, random_images, random_network, relative_error
+from packing import (
+    IMAGENET,
+    RESNET20,
+    check_a_forked_process,
+    name_of,
+    random_images,
+    random_network,
+    relative_error,
+    run_python,
+)
 
 from models.blocks import Network
 from models.inference import pack_network
@@ -151,25 +158,13 @@ def test_each_task_is_done_once():
     assert sorted(done) == list(range(100))
 
 
-FORKED = """
-import os, sys, torch
-sys.path.insert(0, "tests")
+def test_a_process_forked_after_helpers_have_started_computes_too():
+    check_a_forked_process("""
 from packing import RESNET20, random_images, random_network
 from models.inference import pack_network
-torch.set_num_threads(2)
-with torch.no_grad():
-    packed, images = pack_network(random_network(RESNET20)), random_images(RESNET20, 4)
-    expected = packed(images)
-    child = os.fork()
-    if not child:
-        os._exit(0 if torch.equal(packed(images), expected) else 3)
-raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-def test_a_process_forked_after_helpers_have_started_computes_too():
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+packed, images = pack_network(random_network(RESNET20)), random_images(RESNET20, 4)
+compute = lambda: packed(images)
+""")
 
 
 def test_code_is_read_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -186,8 +181,19 @@ def test_code_is_read_whole_or_not_at_all(tmp_path, monkeypatch):
             native.mapped(other)
 
 
+def test_a_user_without_a_home_has_the_folder_beside_the_source(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert len(native.folders()) == 2
+    monkeypatch.setattr(Path, "home", homeless)
+    assert native.folders() == [native.HERE / "__pycache__"]
+
+
 def test_numba_is_not_imported_where_the_code_is_known():
     kernels()
     code = "import sys; from modules.inference.runtime import kernels; assert kernels(); print('numba' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    done = run_python(code)
     assert done.stdout.strip() == "False", done.stderr

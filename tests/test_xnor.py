@@ -3,14 +3,13 @@
 import copy
 import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packing import check_a_forked_process, run_python
 from torch import nn
 
 from models.methods import METHODS
@@ -260,28 +259,12 @@ def test_copies_and_pickles_have_arrays_of_their_own():
     assert not torch.equal(network(x), expected)
 
 
-def run_python(code, **env):
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env={**os.environ, **env}
-    )
-
-
-FORKED = """
-import os, torch
-from modules.inference.xnor import Finish
-torch.set_num_threads(2)
-finish, x = Finish({"alpha": torch.full((16,), 2.0)}), torch.randn(1, 16, 4, 4)
-expected = finish(x)
-child = os.fork()
-if not child:
-    os._exit(0 if torch.equal(finish(x), expected) else 3)
-raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
 def test_a_process_forked_after_threads_computes_too():
-    done = run_python(FORKED)
-    assert done.returncode == 0, done.stderr
+    check_a_forked_process("""
+from modules.inference.xnor import Finish
+finish, x = Finish({"alpha": torch.full((16,), 2.0)}), torch.randn(1, 16, 4, 4)
+compute = lambda: finish(x)
+""")
 
 
 NO_CACHE = """
