@@ -8,6 +8,8 @@ import torch
 from image_tree import make_tree
 from PIL import Image
 
+from models.resnet import CIFAR_STAGES
+
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
@@ -51,3 +53,10 @@ def fails(capsys):
 @pytest.fixture
 def small_tree(tmp_path):
     return make_tree(tmp_path / "small", 6, 4)
+
+
+@pytest.fixture
+def short_resnet20(monkeypatch):
+    """`resnet20` has 6 binary convolutions instead of 18, for tests whose time goes with their number."""
+    widths, _ = CIFAR_STAGES["resnet20"]
+    monkeypatch.setitem(CIFAR_STAGES, "resnet20", (widths, (1, 1, 1)))

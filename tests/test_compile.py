@@ -11,7 +11,7 @@ from utils.training.losses import cross_entropy
 
 
 @pytest.mark.parametrize(("method", "variant"), [("bireal", "released"), ("irnet", "paper"), ("reactnet", "quantile")])
-def test_no_graph_breaks_and_no_recompiles(method, variant):
+def test_no_graph_breaks_and_no_recompiles(method, variant, short_resnet20):
     torch._dynamo.reset()
     graphs = []
 
@@ -37,7 +37,7 @@ def test_no_graph_breaks_and_no_recompiles(method, variant):
 
 
 @pytest.mark.parametrize("method", ["bireal", "rbnn", "recu", "adabin"])
-def test_compiled_and_eager_losses_agree(method):
+def test_compiled_and_eager_losses_agree(method, short_resnet20):
     torch._dynamo.reset()
     losses = {}
     for compiled in (False, True):
