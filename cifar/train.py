@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch.optim import SGD
-from torchvision.utils import make_grid
 
 from cifar import data
 from models import ARCHS, CIFAR
@@ -111,6 +110,8 @@ def load_batches(args, device):
 
 def mask_grid(step, batches, rows=8):
     """Images beside what IRes leaves of them, one grid (3, H, W) in [0, 1]."""
+    from torchvision.utils import make_grid  # seconds, as torchvision comes with all its networks
+
     images = next(iter(batches))[0][:rows]
     with torch.inference_mode():
         mask = attention_mask(step.model.eval().features(images)[-1], images.shape[2:], step.lam, step.variant)

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from cifar.data import Batches, load
-from imagenet.data import eval_transform, open_split, use_labels_of
 from models.inference import binary_convs
 from modules.inference.values import ValuesConv2d
 from utils.checkpoint import open_model
@@ -117,6 +116,8 @@ def images_for(args, contents, model):
 
 
 def _imagenet_batches(args, contents, model, size):
+    from imagenet.data import eval_transform, open_split, use_labels_of  # torchvision, which takes seconds to import
+
     folder = open_split(args.data_dir, "val")
     use_labels_of(folder, contents.data.get("classes"), model.fc.out_features)
     transform = eval_transform(contents.image_size[0])

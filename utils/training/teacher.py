@@ -4,7 +4,6 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from torchvision import models
 
 from utils import checkpoint
 from utils.command import RunError, UsageError
@@ -43,7 +42,7 @@ def load_teacher(name, classes, device, weights=DEFAULT):
     elif weights == DEFAULT:
         _check_classes(name, 1000, None, classes)
         try:
-            model = models.get_model(name, weights="DEFAULT")
+            model = _torchvision_network(name, weights="DEFAULT")
         except URLError as error:
             raise RunError(f"cannot download {name}'s weights ({error}): give --teacher-weights PATH") from None
     else:
@@ -52,9 +51,15 @@ def load_teacher(name, classes, device, weights=DEFAULT):
         if not torch.is_tensor(state.get("fc.weight")):
             raise RunError(f"{weights} holds no weights of a torchvision {name}")
         _check_classes(weights, len(state["fc.weight"]), None, classes)
-        model = models.get_model(name, num_classes=len(classes))
+        model = _torchvision_network(name, num_classes=len(classes))
         checkpoint.load_state(model, state, weights)
     return Teacher(model, device)
+
+
+def _torchvision_network(name, **options):
+    from torchvision.models import get_model  # seconds, which most commands need not wait
+
+    return get_model(name, **options)
 
 
 def _check_classes(source, count, known, classes):
