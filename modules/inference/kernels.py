@@ -22,6 +22,11 @@ _PAIR = 100
 """The kind of `_line` that computes DENSE for two blocks of channels at once."""
 HAS_BF16 = bool(binding.get_host_cpu_features().get("avx512bf16"))
 """Whether the CPU multiplies numbers in bfloat16."""
+_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
+"""Whether there are 32 registers for a block of sums each. Elsewhere 16 registers hold half a block each."""
+# Pixels of the tiles, in falling order: their sums, and what is added to them, fit into the registers.
+_COUNTS, _SUMS, _PAIRS = ((7, 4, 1), (7, 4, 1), (7, 4, 1)) if _WIDE else ((2, 1), (6, 3, 1), (3, 1))
+_FIXED_SUMS = 14 if _WIDE else 6
 binding.initialize_native_asmparser()
 
 
@@ -206,10 +211,7 @@ def _tile(sums_of, pixels, apart=None):
     return kernel
 
 
-_count_7, _count_4, _count_1 = (_tile(_count_sums, n) for n in (7, 4, 1))
-_dense_7, _dense_4, _dense_1 = (_tile(_dense_sums, n) for n in (7, 4, 1))
-_dense_14_near, _dense_14_next = (_tile(_dense_sums, 14, apart) for apart in (8, 4))
-_pair_7, _pair_4, _pair_1 = (_tile(_dense_pair_sums, n) for n in (7, 4, 1))
+_dense_near, _dense_next = (_tile(_dense_sums, _FIXED_SUMS, apart) for apart in (8, 4))
 _bf16_14_next, _bf16_7, _bf16_1 = _tile(_bf16_sums, 14, 4), _tile(_bf16_sums, 7), _tile(_bf16_sums, 1)
 _copy_4, _copy_1 = (_tile(_copied, n) for n in (4, 1))
 
@@ -354,40 +356,49 @@ def _read(typing_context, address):
 _kernel = njit(inline="never", nogil=True, error_model="numpy", _nrt=False)
 
 
-def _next_tile(seven, four, one):
+def _next_tile(sums_of, sizes):
     """Function of (left, at): the next tile of a line with `left` pixels, which returns how many pixels it has.
 
-    at: the arguments of a tile; seven, four, one: the kernels for so many pixels.
+    at: the arguments of a tile. sizes: how many pixels a tile may have, from the most on; the last is 1.
     """
+    size, *smaller = sizes
+    kernel = _tile(sums_of, size)
+    if not smaller:
+
+        @_kernel
+        def single(left, at):
+            kernel(*at)
+            return 1
+
+        return single
+
+    otherwise = _next_tile(sums_of, smaller)
+    halves = 2 * smaller[0]  # so many pixels, if they are one more than `size`, take two equal tiles
 
     @_kernel
     def tile(left, at):
-        if left >= 7 and left != 8:
-            seven(*at)
-            return 7
-        if left >= 4:
-            four(*at)
-            return 4
-        one(*at)
-        return 1
+        if left < size or left == halves == size + 1:
+            return otherwise(left, at)
+        kernel(*at)
+        return size
 
     return tile
 
 
-_count = _next_tile(_count_7, _count_4, _count_1)
-_pair = _next_tile(_pair_7, _pair_4, _pair_1)
-_few_dense = _next_tile(_dense_7, _dense_4, _dense_1)
+_count = _next_tile(_count_sums, _COUNTS)
+_pair = _next_tile(_dense_pair_sums, _PAIRS)
+_few_dense = _next_tile(_dense_sums, _SUMS)
 
 
 @_kernel
 def _dense(left, pixel, at):
     """The same of DENSE; pixel: SOURCE_PIXEL."""
-    if left >= 14 and pixel == 8:
-        _dense_14_near(*at)
-        return 14
-    if left >= 14 and pixel == 4:
-        _dense_14_next(*at)
-        return 14
+    if left >= _FIXED_SUMS and pixel == 8:
+        _dense_near(*at)
+        return _FIXED_SUMS
+    if left >= _FIXED_SUMS and pixel == 4:
+        _dense_next(*at)
+        return _FIXED_SUMS
     return _few_dense(left, at)
 
 
