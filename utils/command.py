@@ -115,11 +115,14 @@ def _fail(error, status):
 
 
 def cpu_name():
-    """The processor's name, or what Python knows of it."""
+    """The processor's name, or what Python knows of it, and the instructions that torch uses on it, as AVX2."""
+    import torch
+
     try:
-        return re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1]
+        name = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1]
     except (OSError, TypeError):  # not Linux, or it does not say
-        return platform.processor() or platform.machine()
+        name = platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def positive_int(text):
