@@ -1,6 +1,7 @@
 """A trained network turned into one for inference: binary convolutions by XOR and popcount, BatchNorms folded."""
 
 import copy
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +100,10 @@ class FeatureNorm(nn.Module):
         return torch.addcmul(self.rows[1], x, self.rows[0])
 
 
+_PROGRAMS = 4
+"""A network keeps the programs of so many sizes of images: the last used ones."""
+
+
 class _Packed:
     """What packed networks have in common. `fast`: whether full precision may be computed in bfloat16."""
 
@@ -123,14 +128,18 @@ class _Packed:
 
     def program(self, size):
         """The `NetworkProgram` for images of `size` (H, W), or None for a network that runs module by module."""
-        key = (*size, self.fast, Prepared.changes)
-        known = self.__dict__.get("_program", (None, None))
-        if known[0] != key:
-            known = self.__dict__["_program"] = key, lower(self, *size, self.fast)
-        return known[1]
+        programs = self.__dict__.get("_programs")
+        if programs is None:
+
+            @functools.lru_cache(_PROGRAMS)
+            def programs(height, width, fast, changes):
+                return lower(self, height, width, fast)
+
+            self.__dict__["_programs"] = programs
+        return programs(*size, self.fast, Prepared.changes)
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_program"}
+        return {name: value for name, value in self.__dict__.items() if name != "_programs"}
 
 
 class _PackedResNet(_Packed, ResNet):

@@ -18,8 +18,10 @@ from packing import (
     run_python,
 )
 
+from models import inference
 from models.blocks import Network
 from models.inference import pack_network
+from models.program import lower
 from modules.inference import native
 from modules.inference.runtime import kernels
 from modules.inference.threads import Pace, for_each
@@ -106,10 +108,21 @@ def test_programs_follow_new_weights_and_are_not_copied():
     images = random_images(RESNET20, 2)
     before, expected = packed(images), other(images)
     for copied in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
-        assert "_program" not in copied.__dict__
+        assert "_programs" not in copied.__dict__
         assert torch.equal(copied(images), before)
     packed.load_state_dict(other.state_dict())
     assert torch.equal(packed(images), expected)
+
+
+@torch.no_grad()
+def test_sizes_that_alternate_are_lowered_once_each(monkeypatch):
+    packed, lowered = pack_network(random_network(RESNET20)), []
+    monkeypatch.setattr(inference, "lower", lambda *args: (lowered.append(args[1:]), lower(*args))[1])
+    first, second = torch.randn(1, 3, 32, 32), torch.randn(1, 3, 24, 40)
+    expected = [packed(images) for images in (first, second)]
+    for _ in range(2):
+        assert all(torch.equal(packed(x), y) for x, y in zip((first, second), expected))
+    assert lowered == [(32, 32, False), (24, 40, False)]
 
 
 @torch.no_grad()
@@ -162,6 +175,7 @@ def test_a_process_forked_after_helpers_have_started_computes_too():
     check_a_forked_process("""
 from packing import RESNET20, random_images, random_network
 from models.inference import pack_network
+from models.program import lower
 packed, images = pack_network(random_network(RESNET20)), random_images(RESNET20, 4)
 compute = lambda: packed(images)
 """)
