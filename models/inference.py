@@ -128,15 +128,11 @@ class _Packed:
 
     def program(self, size):
         """The `NetworkProgram` for images of `size` (H, W), or None for a network that runs module by module."""
-        programs = self.__dict__.get("_programs")
-        if programs is None:
-
-            @functools.lru_cache(_PROGRAMS)
-            def programs(height, width, fast, changes):
-                return lower(self, height, width, fast)
-
-            self.__dict__["_programs"] = programs
-        return programs(*size, self.fast, Prepared.changes)
+        changes, programs = self.__dict__.get("_programs", (None, None))
+        if changes != Prepared.changes:
+            programs = functools.lru_cache(_PROGRAMS)(functools.partial(lower, self))
+            self.__dict__["_programs"] = Prepared.changes, programs
+        return programs(*size, self.fast)
 
     def __getstate__(self):
         return {name: value for name, value in self.__dict__.items() if name != "_programs"}

@@ -175,7 +175,6 @@ def test_a_process_forked_after_helpers_have_started_computes_too():
     check_a_forked_process("""
 from packing import RESNET20, random_images, random_network
 from models.inference import pack_network
-from models.program import lower
 packed, images = pack_network(random_network(RESNET20)), random_images(RESNET20, 4)
 compute = lambda: packed(images)
 """)

@@ -212,8 +212,7 @@ def _tile(sums_of, pixels, apart=None):
 
 
 _dense_near, _dense_next = (_tile(_dense_sums, _FIXED_SUMS, apart) for apart in (8, 4))
-_bf16_14_next, _bf16_7, _bf16_1 = _tile(_bf16_sums, 14, 4), _tile(_bf16_sums, 7), _tile(_bf16_sums, 1)
-_copy_4, _copy_1 = (_tile(_copied, n) for n in (4, 1))
+_bf16_14_next = _tile(_bf16_sums, 14, 4)
 
 
 def _pooling(mean):
@@ -388,6 +387,8 @@ def _next_tile(sums_of, sizes):
 _count = _next_tile(_count_sums, _COUNTS)
 _pair = _next_tile(_dense_pair_sums, _PAIRS)
 _few_dense = _next_tile(_dense_sums, _SUMS)
+_few_bf16 = _next_tile(_bf16_sums, (7, 1))
+_copy = _next_tile(_copied, (4, 1))
 
 
 @_kernel
@@ -408,11 +409,7 @@ def _bf16(left, pixel, at):
     if left >= 14 and pixel == 4:
         _bf16_14_next(*at)
         return 14
-    if left >= 7:
-        _bf16_7(*at)
-        return 7
-    _bf16_1(*at)
-    return 1
+    return _few_bf16(left, at)
 
 
 @_kernel
@@ -432,12 +429,8 @@ def _line(kind, step, window, weights, offsets, base, columns, finish, residual,
             x += _dense(width - x, pixel, at)
         elif kind == Kind.BF16:
             x += _bf16(width - x, pixel, at)
-        elif width - x >= 4:
-            _copy_4(*at)
-            x += 4
         else:
-            _copy_1(*at)
-            x += 1
+            x += _copy(width - x, at)
 
 
 @_kernel

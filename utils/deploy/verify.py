@@ -29,23 +29,20 @@ def round_to_half(model):
     return model
 
 
-def _agree(conv, ours, x):
-    """(whether the packed convolution gives the training graph's integers, and its output but for rounding; the packed
-    convolution's output), both for the training graph's input x."""
+def _agree(conv, ours, x, output):
+    """(whether the packed convolution gives the training graph's integers and, but for rounding, its output; the
+    packed convolution's output), both for the training graph's input x."""
     signs, scale, _ = conv.binary_weight()
     sums = ours(x)
     same = torch.equal(F.conv2d(conv.input_signs(x), signs, None, conv.stride, conv.padding), sums)
-    if isinstance(ours, ValuesConv2d):
-        output = ours.values(x)
-    elif scale is None:
-        return same, sums.contiguous()
-    else:
-        output = sums * scale.view(-1, 1, 1)
-    # In float64: how far the training graph's own sums are from it in float32 depends on the CPU.
-    values, weights = conv.quantized_input(x).double(), conv.quantized_weight().double()
-    exact = F.conv2d(values, weights, None, conv.stride, conv.padding)
-    near = (output - exact).abs().max() <= ROUNDING * exact.abs().max()
-    return same and bool(near), output.contiguous()
+    values = isinstance(ours, ValuesConv2d)
+    if values or scale is not None:
+        sums = ours.values(x) if values else sums * scale.view(-1, 1, 1)
+        # In float64: how far the training graph's own sums are from it in float32 depends on the CPU.
+        activations, weights = conv.quantized_input(x).double(), conv.quantized_weight().double()
+        output = F.conv2d(activations, weights, None, conv.stride, conv.padding)
+    near = (sums - output).abs().max() <= ROUNDING * output.abs().max()
+    return same and bool(near), sums.contiguous()
 
 
 @torch.no_grad()
@@ -60,11 +57,11 @@ def check_sums(model, packed, images):
     wrong, hooks = set(), []
 
     def compare(name, ours):
-        def hook(conv, args, _):
-            agree, output = _agree(conv, ours, args[0])
+        def hook(conv, args, output):
+            agree, exact = _agree(conv, ours, args[0], output)
             if not agree:
                 wrong.add(name)
-            return output
+            return exact
 
         return hook
 

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -115,11 +114,13 @@ class Run:
 
 def versions(device):
     """What a result depends on besides the code: {name: version}; device: the torch.device that computed it."""
+    import torchvision
+
     cpu = f"{cpu_name()}, {torch.get_num_threads()} threads"
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": metadata.version("torchvision"),
+        "torchvision": torchvision.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "git_commit": git_commit(),
     }
