@@ -63,8 +63,10 @@ def choose_device(name):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UsageError(f"--device {name} is not available on this machine") from None
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # NCCL works on the current device
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # else convolutions in float32 keep 10 bits, and signs near 0 flip
+        if device.index is not None:
+            torch.cuda.set_device(device)  # NCCL works on the current device
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # denormal numbers slow full-precision networks down tenfold
         keep_freed_memory()
@@ -98,6 +100,7 @@ def seed_everything(seed, deterministic):
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses matrix products without it
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     elif torch.cuda.is_available():
