@@ -14,10 +14,9 @@ from torch import nn
 
 def binary_sign(x):
     """+1 where x >= 0, -1 elsewhere (equation 3); same shape, dtype and memory format. No gradient of its own."""
-    signs = torch.ge(x, 0, out=torch.empty_like(x)).mul_(2).sub_(1)  # booleans take a CPU several times as long
-    # A tensor of its own: torch.compile of torch 2.11 loses the gradient of a Function whose output was made in place
-    # (pytorch/pytorch issue 180642).
-    return signs.detach()
+    if torch.compiler.is_compiling():  # it fuses the passes, and breaks its graph at an out= in channels_last
+        return (x >= 0).to(x.dtype) * 2 - 1
+    return torch.ge(x, 0, out=torch.empty_like(x)).mul_(2).sub_(1)  # booleans take a CPU several times as long
 
 
 class _ClipSign(torch.autograd.Function):

@@ -21,14 +21,15 @@ def test_no_graph_breaks_and_no_recompiles(method, variant, short_resnet20):
 
     torch.manual_seed(0)
     model = build_model("resnet20", method=method, recovery="cirec")
-    step = ThriftyIResLoss(model, cross_entropy, lam=0.9, variant=variant)
+    step = ThriftyIResLoss(model, cross_entropy, lam=0.9, variant=variant).to(memory_format=torch.channels_last)
     step.compile(backend=backend, fullgraph=True)
     optimizer = torch.optim.SGD(step.parameters(), 0.01, momentum=0.9)
     for epoch in range(2):
         set_progress(model, epoch / 2)
         step.train()
         for _ in range(2):
-            loss, _, _ = step(torch.randn(4, 3, 32, 32), torch.arange(4))
+            images = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)  # as in training
+            loss, _, _ = step(images, torch.arange(4))
             optimizer.zero_grad()
             loss.backward()
             assert all(p.grad.abs().sum() > 0 for p in step.parameters())
