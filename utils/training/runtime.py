@@ -5,6 +5,7 @@ import ctypes
 import os
 import random
 import shutil
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,4 +156,5 @@ def compile_step(step, device, accumulate=1):
     All batches have one size: shapes are never symbolic, with which the CPU's generated code has given wrong losses.
     """
     graphs = device.type == "cuda" and accumulate == 1 and distributed.world_size() == 1
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # advice to give up float32
     step.compile(mode="reduce-overhead" if graphs else "default", dynamic=False)
