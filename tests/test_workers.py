@@ -69,8 +69,8 @@ def test_equal_logits_wherever_it_runs(network, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     tests = Path(__file__).parent
-    # numba has as many threads as there are cores: one, perhaps. PyTorch's own convolutions, of networks that run module
-    # by module, may use MKL, whose buffers a process forked from several threads' may search without end.
+    # numba has as many threads as there are cores: one, perhaps. PyTorch's own convolutions, in networks run module by
+    # module, may be MKL's, whose buffers a process forked from several threads' may search without end.
     env = {**os.environ, "NUMBA_NUM_THREADS": "2", "MKL_DISABLE_FAST_MM": "1"}
     env["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent)])
     done = subprocess.run([sys.executable, script, network], capture_output=True, text=True, timeout=300, env=env)
