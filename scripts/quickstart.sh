@@ -20,7 +20,6 @@ cat <<EOF
 The runs are in $runs. Evaluate a checkpoint again:
   python -m cifar.eval --checkpoint $runs/ir2net/last.pt --dataset digits
 Next, IR²Net ResNet-20 on CIFAR-10 with the paper's recipe (500 epochs; add --epochs to shorten it):
-  python -m cifar.train --dataset cifar10 --data-dir data --download --arch resnet20 --ires --recovery cirec \\
-      --output-dir runs/ir2net_resnet20
+  python -m cifar.train --data-dir data --download --arch resnet20 --ires --recovery cirec --output-dir runs/ir2net
 (activate the environment first: source ${VENV:-.venv}/bin/activate)
 EOF

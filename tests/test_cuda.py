@@ -1,42 +1,13 @@
-"""What only a GPU can show: CUDA graphs learn what eager steps learn, float32 is float32, --deterministic holds."""
+"""What only a GPU can show: float32 is float32, --deterministic holds. Compiled steps: test_compile.py."""
 
 import pytest
 import torch
 
 from cifar import data, train
-from models import build_model
-from modules.restriction import ThriftyIResLoss
 from utils.checkpoint import load_model
 from utils.training import runtime
-from utils.training.losses import cross_entropy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-def losses_of(steps, compiled):
-    """The losses of so many steps of IR²Net in float64, from equal weights on equal images: float32 may flip signs."""
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    device = runtime.choose_device("cuda")
-    model = build_model("resnet20", recovery="cirec").to(device)
-    step = ThriftyIResLoss(model, cross_entropy, lam=0.9).double().to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(step.parameters(), 0.01, momentum=0.9)
-    if compiled:
-        runtime.compile_step(step, device)
-    generator = torch.Generator().manual_seed(1)
-    losses = []
-    for _ in range(steps):
-        images = torch.randn(64, 3, 32, 32, generator=generator, dtype=torch.double).to(device)
-        loss, _, _ = step(images, torch.arange(64, device=device) % 10)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-    return losses
-
-
-def test_cuda_graphs_learn_as_eager_steps_do(short_resnet20):
-    assert losses_of(6, compiled=True) == pytest.approx(losses_of(6, compiled=False), rel=1e-4)
 
 
 def test_logits_are_those_of_the_cpu_in_float32(pytestconfig):
