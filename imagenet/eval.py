@@ -5,7 +5,7 @@ import time
 from imagenet import data
 from imagenet.batches import Batches
 from models import IMAGENET
-from utils.command import Parser, RunError, command, non_negative_int, positive_int
+from utils.command import Parser, RunError, command, data_processes, positive_int
 from utils.training import distributed, evaluation, metrics
 from utils.training.losses import cross_entropy
 
@@ -16,7 +16,7 @@ def build_parser():
     parser.add_argument("--data-dir", metavar="DIR", help="holds val/<class>/<image> (or ILSVRC2012_img_val/)")
     parser.add_argument("--image-size", type=data.image_size, metavar="N", help="default: the checkpoint's, else 224")
     parser.add_argument("--batch-size", type=positive_int, default=256, help="images at a time, over all ranks")
-    parser.add_argument("--workers", type=non_negative_int, metavar="N", help="data processes per rank")
+    parser.add_argument("--workers", type=data_processes, metavar="N", help="data processes per rank")
     parser.add_argument("--skip-corrupt", action="store_true", help="go on without images that cannot be read")
     return parser
 

@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam
 from imagenet import data
 from imagenet.batches import Batches
 from models import ARCHS, IMAGENET
-from utils.command import Parser, UsageError, command, fraction, non_negative_float, non_negative_int, positive_int
+from utils.command import Parser, UsageError, command, data_processes, fraction, non_negative_float, positive_int
 from utils.training import distributed, runtime
 from utils.training.flags import (
     add_network_flags,
@@ -105,7 +105,7 @@ def build_parser():
     runtime_flag(parser, "--data-dir", kept=True, metavar="DIR", help=folders)
     parser.add_argument("--image-size", type=data.image_size, default=224, metavar="N", help="train and test at NxN")
     workers = "data processes per rank; default: its CPUs"
-    runtime_flag(parser, "--workers", type=non_negative_int, metavar="N", help=workers)
+    runtime_flag(parser, "--workers", type=data_processes, metavar="N", help=workers)
     skip = "go on without images that cannot be read"
     runtime_flag(parser, "--skip-corrupt", kept=True, action="store_true", help=skip)
     add_network_flags(parser, ARCHS[IMAGENET], variants=True, arch_default="resnet18")

@@ -23,12 +23,15 @@ class SelfDistributionShift(nn.Module):
     """x + SE(x), for x (N, C, H, W): a shift per image and channel.
 
     SE: global average pooling -> linear C to C / reduction -> ReLU -> linear back to C -> sigmoid, no biases.
+    Raises ValueError if no channel is left between the two.
 
     Source: SD-BNN, Xue et al., Applied Intelligence, 2022.
     """
 
     def __init__(self, channels, reduction=16):
         super().__init__()
+        if not 1 <= reduction <= channels:
+            raise ValueError(f"reduction must lie in [1, {channels}], the number of channels, not {reduction}")
         self.squeeze = nn.Linear(channels, channels // reduction, bias=False)
         self.excite = nn.Linear(channels // reduction, channels, bias=False)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from modules.activations import PReLU
+from modules.activations import PReLU, SelfDistributionShift
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -37,3 +37,8 @@ def test_prelu_under_autocast_keeps_the_types_of_both():
         y = act(x)
     y.sum().backward()
     assert (y.dtype, x.grad.dtype, act.weight.grad.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+
+
+def test_a_self_distribution_shift_of_fewer_channels_than_its_reduction_is_refused():
+    with pytest.raises(ValueError, match=r"reduction must lie in \[1, 8\], the number of channels, not 16"):
+        SelfDistributionShift(8)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.command import CLOSED_PIPE, Parser, command, image_size, side, threads
+from utils.command import CLOSED_PIPE, Parser, command, data_processes, image_size, side, threads
 from utils.complexity import __main__ as complexity
 
 ROOT = Path(__file__).parents[1]
@@ -92,11 +92,12 @@ def test_another_pipe_that_breaks_is_an_error(fails):
     assert fails(main) == (1, "error: a worker's")
 
 
-def test_sizes_and_threads():
+def test_sizes_threads_and_processes():
     assert (image_size("32"), image_size("32x48"), image_size("7X9")) == (32, (32, 48), (7, 9))
-    assert (side("16384"), threads("4096")) == (16384, 4096)
-    for kind, text in ((image_size, "0"), (image_size, "8x0"), (image_size, "9" * 30), (side, "20000"), (threads, "0")):
-        with pytest.raises(Exception, match=r"must be (1 or more|[\d,]+ or less), not"):
+    assert (side("16384"), threads("4096"), data_processes("0")) == (16384, 4096, 0)
+    wrong = [(image_size, "0"), (image_size, "8x0"), (image_size, "9" * 30), (side, "20000"), (threads, "0")]
+    for kind, text in (*wrong, (data_processes, "-1"), (data_processes, "9" * 30)):
+        with pytest.raises(Exception, match=r"must be ([01] or more|[\d,]+ or less), not"):
             kind(text)
     for text in ("x", "3x", "x3", "1x2x3", "1.5", ""):
         with pytest.raises(ValueError, match="invalid literal"):

@@ -158,7 +158,9 @@ def bounded_int(low, high):
 side = bounded_int(1, 16_384)
 """argparse type: a side of square images, in pixels."""
 threads = bounded_int(1, 4096)
-"""argparse type: threads or processes of one machine."""
+"""argparse type: threads of one machine."""
+data_processes = bounded_int(0, 4096)
+"""argparse type: processes that load data; 0: the command's own."""
 
 
 def image_size(text):

@@ -9,7 +9,7 @@ from modules.restriction import VARIANTS
 from utils.bench import inference, turns
 from utils.bench.loading import bench_data
 from utils.bench.step import bench_train
-from utils.command import Parser, UsageError, command, fraction, positive_int
+from utils.command import Parser, UsageError, command, data_processes, fraction, positive_int
 from utils.deploy import __main__ as deploy
 from utils.deploy.bench import bench
 from utils.training.flags import add_network_flags
@@ -39,7 +39,7 @@ def _add_flags(parser):
     parser.add_argument("--device", default="auto")
     parser.add_argument("--amp", choices=("auto", *AMP), default="auto")
     parser.add_argument("--compile", choices=("auto", "off", "on"), default="auto")
-    parser.add_argument("--workers", type=positive_int, default=2, help="of the PIL loader")
+    parser.add_argument("--workers", type=data_processes, default=2, help="of the PIL loader")
     parser.add_argument("--warmup", type=positive_int, default=3, help="steps that are not counted")
     parser.add_argument("--rounds", type=positive_int, default=5, help="turns that every contender gets")
     parser.add_argument("--steps", type=positive_int, default=5, help="steps in a turn")

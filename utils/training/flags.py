@@ -46,7 +46,7 @@ def add_training_flags(parser):
     group.add_argument("--ires", action=BooleanOptionalAction, default=False, help="information restriction")
     group.add_argument("--lam", type=fraction, default=0.15, help="IRes: mask below lam times the mean attention")
     group.add_argument("--mu", type=fraction, default=0.5, help="IRes: weight of the original image's loss")
-    group.add_argument("--ires-variant", choices=IRES_VARIANTS, default="paper", help="the paper's or the code's mask")
+    group.add_argument("--ires-variant", choices=IRES_VARIANTS, default="paper", help="whose mask; ours: quantile")
     group.add_argument("--epochs", type=positive_int)
     group.add_argument("--batch-size", type=positive_int)
     group.add_argument("--lr", type=positive_float, help="at the start; it falls to 0; rbnn's grows with the batch")
