@@ -3,7 +3,8 @@
 #   DATASET=, DATA_DIR=   cifar10 in data/ by default; folder, cifar100 or digits (imagenet: scripts/imagenette.sh)
 #   EPOCHS=n      another number of epochs than the recipe's
 #   SEEDS="0 1"   (default: 0)
-#   JOBS=n        cells at once, on one device (default: 1); the CPU's cores are shared out among them
+#   JOBS=n        cells at once, on one device (default: 1); the CPU's cores are shared out among them (imagenette.sh's
+#                 teachers, for which the others wait, have them all)
 # A finished cell is skipped, an interrupted one goes on where it was; a failing one does not stop the others, and
 # `finish` says so with the script's exit status. The script's own arguments go to every cell.
 source scripts/checks.sh
@@ -14,8 +15,9 @@ JOBS=${JOBS:-1}
 check_count JOBS "$JOBS"
 check_list SEEDS "$SEEDS"
 if [ -n "${EPOCHS:-}" ]; then check_count EPOCHS "$EPOCHS"; fi
+cores=$(nproc) # at most OMP_NUM_THREADS, where that is set
 if [ "$JOBS" -gt 1 ]; then # processes that each use every core wait for each other most of the time
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + JOBS - 1) / JOBS))}
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((cores + JOBS - 1) / JOBS))}
 fi
 trainer=cifar.train
 extra=(--dataset "$DATASET" --no-progress)

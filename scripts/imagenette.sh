@@ -19,6 +19,7 @@ extra=(--image-size "$IMAGE_SIZE" --batch-size 32 --workers 1 "${extra[@]}")
 
 read -r first _ <<<"$SEEDS"
 teacher=$RUNS/fp/seed$first
+JOBS=1 OMP_NUM_THREADS=$cores \
 cell fp --stage single --weight-bits 32 --activation-bits 32 --structure normal --activation relu --teacher none
 wait
 if [ ! -e "$teacher/summary.json" ]; then finish echo "no teacher: the others wait for it"; fi

@@ -197,7 +197,7 @@ def test_settings_that_are_right_reach_every_cell(script, settings, count, envir
 def imagenette(environment, **settings):
     """scripts/imagenette.sh with a stand-in for training that finishes, or fails at what $BROKEN names."""
     stand_in = """#!/bin/bash
-        call=$*; out=${call##*--output-dir }; echo "$call" >> "$LOG"
+        call=$*; out=${call##*--output-dir }; echo "$call" >> "$LOG"; echo "$OMP_NUM_THREADS" >> "$LOG.threads"
         case $call in
             *utils.tables*) exit;;
             *"/$BROKEN/seed0") echo "error: bad" >&2; exit 1;;
@@ -241,6 +241,15 @@ def test_no_student_without_its_teacher(environment, tmp_path):
     assert result.returncode == 1
     assert "fp/seed0: failed: error: bad" in result.stderr
     assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
+def test_the_teacher_has_every_core_and_the_others_share_them(environment, tmp_path):
+    nproc = Path(environment["VENV"], "bin", "nproc")
+    nproc.write_text("#!/bin/bash\necho 8\n")
+    nproc.chmod(0o755)
+    environment.pop("OMP_NUM_THREADS", None)
+    assert imagenette(environment, BROKEN="none", JOBS="2").returncode == 0
+    assert (tmp_path / "log.threads").read_text().split() == ["8", *5 * ["4"]]
 
 
 def test_photographs_are_drawn_with_the_networks_of_imagenette(environment, tmp_path):
