@@ -1,7 +1,6 @@
 """ImageNet, or any tree of class folders: its splits and labels, decoding, augmentation."""
 
 import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 from torchvision.transforms import ConvertImageDtype, v2
 
-from utils.command import UsageError, bounded_int
+from utils.command import UsageError, available_cpus, bounded_int
 from utils.images import MEAN, STD, scan
 from utils.images import read_image as read_image
 from utils.training import distributed
@@ -70,8 +69,7 @@ image_size.__name__ = "int"
 
 def default_workers():
     """Data processes that give each of this rank's CPUs one."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, cpus // distributed.local_world_size())
+    return max(1, available_cpus() // distributed.local_world_size())
 
 
 @dataclass

@@ -9,12 +9,13 @@ from torch import nn
 
 from models import NoRandomNumbers, build_model
 from models.blocks import BasicBlock, BiRealBlock
-from models.program import check_images, lower
+from models.program import lower, readable_images
 from models.resnet import ResNet
 from models.vgg import VGGSmall
 from modules.activations import ImageScale, ImageStandardization, LearnedShift, SelfDistributionShift, ShiftedImageScale
 from modules.binarize import AdaptiveSign
 from modules.conv import BinaryConv2d
+from modules.inference import native
 from modules.inference.bits import pack_signs, unpack_signs
 from modules.inference.runtime import Prepared, kernels
 from modules.inference.threads import operators_that_end
@@ -105,12 +106,14 @@ _PROGRAMS = 4
 
 
 class _Packed:
-    """What packed networks have in common. `fast`: whether full precision may be computed in bfloat16."""
+    """What packed networks have in common. `fast`: whether the first convolution may be computed in bfloat16."""
 
     fast = False
 
     def forward(self, images):
-        """Raises RuntimeError under autocast, and in torch.jit.trace, which would keep the result as a constant."""
+        """Raises ValueError unless the images are float32 (N, 3, H, W) in the CPU's memory; RuntimeError under
+        autocast, in torch.jit.trace, which would keep the result as a constant, and if `fast` is what no CPU here does.
+        """
         if torch.compiler.is_compiling():
             return super().forward(images)
         if torch.jit.is_tracing():
@@ -119,7 +122,7 @@ class _Packed:
             raise RuntimeError("packed networks compute in float32: leave autocast off (--amp off)")
         if kernels() is None:
             return super().forward(images)
-        check_images(images)
+        images = readable_images(images)
         program = self.program(images.shape[2:])
         if program is not None:
             return program(images)
@@ -128,6 +131,8 @@ class _Packed:
 
     def program(self, size):
         """The `NetworkProgram` for images of `size` (H, W), or None for a network that runs module by module."""
+        if self.fast and not native.has_bf16():
+            raise RuntimeError("fast needs a CPU with avx512_bf16 instructions")
         changes, programs = self.__dict__.get("_programs", (None, None))
         if changes != Prepared.changes:
             programs = functools.lru_cache(_PROGRAMS)(functools.partial(lower, self))

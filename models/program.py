@@ -18,7 +18,7 @@ from modules.inference.program import (
     strided_windows,
     windows,
 )
-from modules.inference.runtime import kernels, maps_at
+from modules.inference.runtime import kernels, maps_at, readable
 from modules.inference.threads import execute, for_each, run_steps
 from modules.inference.xnor import XnorConv2d
 
@@ -286,12 +286,11 @@ def _where(image):
     return image.data_ptr(), *(image.element_size() * step for step in image.stride())
 
 
-def check_images(images):
-    """Raise ValueError unless the images are float32 (N, 3, H, W)."""
-    if images.dtype != torch.float32:
-        raise ValueError(f"packed networks compute in float32, not in {images.dtype}")
+def readable_images(images):
+    """`readable` of images. Raises ValueError, too, unless they are (N, 3, H, W)."""
     if images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(f"images have 3 channels: (N, 3, H, W), not {tuple(images.shape)}")
+    return readable(images)
 
 
 class NetworkProgram:

@@ -81,9 +81,14 @@ def test_average_by_command(paths, tmp_path, tiny_folder, fails):
     assert "10 classes" in fails(command.main, "average", out, *paths, *where)[1]
     network = {**NETWORK, "num_classes": 2}
     for path in paths:
-        checkpoint.save(path, {"network": network, "model": build_model(**network).state_dict()})
+        payload = {"network": network, "data": {"classes": ["dark", "light"], "image_size": [48, 48]}}
+        checkpoint.save(path, payload | {"model": build_model(**network).state_dict()})
     command.main(["average", str(out), *map(str, paths), *where, "--batch-size", "16"])
-    assert checkpoint.read(out)["averaged"] == [str(path) for path in paths]
+    averaged = checkpoint.read(out)
+    assert averaged["averaged"] == [str(path) for path in paths]
+    assert averaged["data"] == {"classes": ["dark", "light"], "image_size": [48, 48]}
+    command.main(["average", str(out), *map(str, paths), *where, "--image-size", "40", "--force"])
+    assert checkpoint.read(out)["data"]["image_size"] == [40, 40]
     assert not checkpoint.load_model(out).training
 
 
@@ -91,6 +96,12 @@ def test_different_networks_have_no_mean(paths):
     other = {**NETWORK, "method": "bnn"}
     checkpoint.save(paths[1], {"network": other, "model": build_model(**other).state_dict()})
     with pytest.raises(RunError, match="different networks"):
+        average(paths, [])
+
+
+def test_networks_of_different_images_have_no_mean(paths):
+    checkpoint.save(paths[1], {**checkpoint.read(paths[1]), "data": {"image_size": [48, 48]}})
+    with pytest.raises(RunError, match="different images"):
         average(paths, [])
 
 

@@ -17,11 +17,12 @@ from models.inference import binary_convs, pack_network
 from modules.inference import native
 from utils import checkpoint
 from utils.checkpoint.packed import read_packed, write_packed
+from utils.checkpoint.released import export
 from utils.command import RunError
 from utils.deploy import __main__ as deploy
 from utils.deploy import networks
 from utils.deploy.export import check
-from utils.deploy.verify import check_sums, relative_errors, wrong_sums
+from utils.deploy.verify import check_sums, relative_errors
 
 NETWORKS = [
     *({**IMAGENET, "variant": variant} for variant in "abcd"),
@@ -64,7 +65,7 @@ def test_odd_image_sizes(arch):
     model = random_network(network)
     images = torch.randn(3, 3, 27, 35)
     packed = pack_network(model)
-    assert wrong_sums(model, packed, images) == []
+    assert check_sums(model, packed, images)[0] == []
     assert relative_error(model(images), packed(images)) < 1e-4
 
 
@@ -74,7 +75,7 @@ def test_a_wrong_bit_is_found():
     _, conv = binary_convs(packed)[4]
     conv.bits.view(torch.int64)[0, 0, 0, 0] ^= 1
     conv.prepare()
-    assert wrong_sums(model, packed, random_images(RESNET20, 1)) == [binary_convs(model)[4][0]]
+    assert check_sums(model, packed, random_images(RESNET20, 1))[0] == [binary_convs(model)[4][0]]
 
 
 @pytest.mark.parametrize("values", ["weight_values", "input_values"])
@@ -86,7 +87,7 @@ def test_a_wrong_value_is_found(values):
     _, conv = binary_convs(packed)[4]
     getattr(conv, values)[1] += 1e-3
     conv.prepare()
-    assert wrong_sums(model, packed, random_images(network, 1)) == [binary_convs(model)[4][0]]
+    assert check_sums(model, packed, random_images(network, 1))[0] == [binary_convs(model)[4][0]]
 
 
 def test_learned_values_are_negative_in_places():
@@ -289,3 +290,28 @@ def test_onnx_refuses_other_logits(spoil, saved, monkeypatch):
 def test_random_networks_have_lively_batch_norms():
     norms = [m for m in random_network(RESNET20).modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(norm.bias.std() > 0.1 and norm.running_var.max() != 1 for norm in norms)
+
+
+def test_a_checkpoint_says_itself_which_network_it_holds(saved, tmp_path, fails):
+    out = tmp_path / "other.packed"
+    flags = ("--arch", "vgg_small", "--method", "rbnn", "--recovery", "irec")
+    status, line = fails(deploy.main, "pack", "--checkpoint", saved, *flags, "--output", out)
+    assert (status, not out.exists()) == (2, True)
+    assert "--arch, --method, --recovery: --checkpoint names the network" in line
+    deploy.main(["pack", "--checkpoint", str(saved), "--output", str(out)])
+    assert "names the network" in fails(deploy.main, "bench", "--checkpoint", out, *flags)[1]
+    assert "weight_bits 1, not 32" in fails(deploy.main, "bench", "--checkpoint", out, "--weight-bits", 32)[1]
+
+
+def test_a_file_that_fits_several_networks_is_not_packed_as_one_of_them(tmp_path, fails):
+    model = build_model("resnet18", dataset="imagenet", variant="c", weight_bits=32)
+    network = {"arch": "resnet18", "dataset": "imagenet", "variant": "c", "weight_bits": 32, "activation_bits": 1}
+    checkpoint.save(tmp_path / "last.pt", {"network": network, "model": model.state_dict()})
+    released = export(checkpoint.read(tmp_path / "last.pt"), "last.pt", "ir2net_imagenet_c_stage1")
+    torch.save({"state_dict": released}, tmp_path / "stage1.pth.tar")
+    line = fails(deploy.main, "pack", "--checkpoint", tmp_path / "stage1.pth.tar", "--output", tmp_path / "out")[1]
+    assert "--weight-bits" in line
+
+
+def test_verify_takes_packed_files_alone(saved, fails):
+    assert "is not packed" in fails(deploy.main, "verify", "--checkpoint", saved, "--packed", saved)[1]

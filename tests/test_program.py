@@ -134,7 +134,26 @@ def test_images_that_are_none_are_refused():
         packed(torch.randn(1, 4, 32, 32))
     with pytest.raises(ValueError, match="3 channels"):
         packed(torch.randn(3, 32, 32))
+    with pytest.raises(ValueError, match="run on the CPU"):
+        packed(torch.empty(1, 3, 32, 32, device="meta"))
     assert packed(torch.empty(0, 3, 32, 32)).shape == (0, 10)
+
+
+@torch.no_grad()
+def test_images_that_torch_negates_lazily_are_read_as_they_are():
+    packed, values = pack_network(random_network(RESNET20)), torch.randn(1, 3, 32, 32, dtype=torch.complex64)
+    lazy = values.conj().imag
+    assert lazy.is_neg()
+    assert torch.equal(packed(lazy), packed(lazy.clone()))
+
+
+@torch.no_grad()
+def test_fast_without_bfloat16_is_refused(monkeypatch):
+    packed = pack_network(random_network(RESNET20))
+    packed.fast = True
+    monkeypatch.setattr(native, "has_bf16", lambda: False)
+    with pytest.raises(RuntimeError, match="avx512_bf16"):
+        packed(random_images(RESNET20, 1))
 
 
 @pytest.mark.skipif(not native.has_bf16(), reason="no bfloat16")
@@ -166,6 +185,19 @@ def test_helpers_are_left_out_after_calls_that_they_made_no_faster():
 
 
 def test_each_task_is_done_once():
+    done = []
+    for_each(done.append, 100, 3)
+    assert sorted(done) == list(range(100))
+
+
+def test_a_task_that_fails_in_any_thread_is_told_and_helpers_go_on():
+    def fail(i):
+        if i % 10 == 9:
+            raise MemoryError(i)
+
+    for _ in range(20):
+        with pytest.raises(MemoryError):
+            for_each(fail, 100, 3)
     done = []
     for_each(done.append, 100, 3)
     assert sorted(done) == list(range(100))

@@ -125,6 +125,11 @@ def cpu_name():
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
+def available_cpus():
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def positive_int(text):
     """argparse type: an integer of 1 or more."""
     value = int(text)

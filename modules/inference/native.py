@@ -5,6 +5,7 @@ format of object files than ELF for x86-64, or allows no code in files, numba co
 """
 
 import ctypes
+import functools
 import hashlib
 import importlib.metadata
 import mmap
@@ -33,6 +34,7 @@ def _processor():
         return [platform.processor()]
 
 
+@functools.cache
 def has_bf16():
     """Whether the CPU multiplies numbers in bfloat16, 32 at a time."""
     return any("avx512_bf16" in line.split() for line in _processor())

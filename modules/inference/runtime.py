@@ -23,14 +23,21 @@ def kernels():
         return None
 
 
+def readable(maps):
+    """`maps` as the kernels read them: as they lie in memory. Raises ValueError unless float32 and in the CPU's."""
+    if maps.dtype != torch.float32:
+        raise ValueError(f"packed networks compute in float32, not in {maps.dtype}")
+    if maps.device.type != "cpu":
+        raise ValueError(f"packed networks run on the CPU, and the images are on {maps.device}")
+    return maps.detach().resolve_neg()
+
+
 def array_of(maps):
     """Contiguous tensor (N, H, W, C) of maps (N, C, H, W), C filled up to a multiple of LANES with zeros.
 
-    Raises ValueError unless they are float32: the kernels read nothing else.
+    Raises ValueError unless they are float32, in the CPU's memory.
     """
-    if maps.dtype != torch.float32:
-        raise ValueError(f"packed networks compute in float32, not in {maps.dtype}")
-    maps = maps.detach().permute(0, 2, 3, 1)
+    maps = readable(maps).permute(0, 2, 3, 1)
     if maps.shape[3] % LANES:
         maps = F.pad(maps, (0, -maps.shape[3] % LANES))
     return maps.contiguous()

@@ -64,7 +64,8 @@ class _Helpers:
 def _serve(jobs):
     while True:
         job = jobs.get()
-        job()
+        with contextlib.suppress(MemoryError):  # who asked for help does the work without
+            job()
         del job
 
 
@@ -115,7 +116,7 @@ def run_steps(run, instance, arguments, image, counters=None, steps=None):
 
 
 def for_each(task, count, threads):
-    """task(i) for each i below `count`, by so many threads; returns when all are done. A task must not raise."""
+    """task(i) for each i below `count`, by so many threads; returns when all are done. Raises what a task raises."""
     if threads == 1:
         for i in range(count):
             task(i)
@@ -124,10 +125,15 @@ def for_each(task, count, threads):
 
     def help():
         while (i := next(numbers)) < count:
-            task(i)
-            done.put(i)
+            try:
+                task(i)
+            except Exception as error:
+                done.put(error)
+            else:
+                done.put(None)
 
     _helpers.start(min(threads, count) - 1, help)
     help()
-    for _ in range(count):
-        done.get()
+    for error in [done.get() for _ in range(count)]:
+        if error is not None:
+            raise error

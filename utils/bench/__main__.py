@@ -1,7 +1,6 @@
 """Measure what this code costs: training and the data path beside plain ones, inference beside other engines."""
 
 import json
-import os
 
 from cifar import data
 from models import ARCHS, CIFAR, IMAGENET
@@ -9,7 +8,7 @@ from modules.restriction import VARIANTS
 from utils.bench import inference, turns
 from utils.bench.loading import bench_data
 from utils.bench.step import bench_train
-from utils.command import Parser, UsageError, command, data_processes, fraction, positive_int
+from utils.command import Parser, UsageError, available_cpus, command, data_processes, fraction, positive_int
 from utils.deploy import __main__ as deploy
 from utils.deploy.bench import bench
 from utils.training.flags import add_network_flags
@@ -57,7 +56,7 @@ def bench_training(args):
 
 def bench_deploy(args):
     """What `utils.deploy bench` measures, and the same network beside other engines."""
-    args.threads = args.threads or os.cpu_count()
+    args.threads = args.threads or available_cpus()
     result = bench(args) | {"rivals": turns.measure(args)}
     print("", *inference.rivals([result]), sep="\n")
     return result

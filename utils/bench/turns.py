@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from utils.bench.rivals import RIVALS, written
-from utils.checkpoint import load_model, read_contents
+from utils.checkpoint import load_model
 from utils.checkpoint.packed import is_packed, write_packed
 from utils.command import RunError
-from utils.deploy.networks import named_network, random_images, use_fast
+from utils.deploy.networks import named_network, packed_contents, random_images, use_fast
 
 ROOT = Path(__file__).parents[2]
 BURST = 0.05
@@ -93,7 +93,7 @@ class Contender:
 def _packed(args, folder):
     """(Contender of the network that the flags name, its Contents)."""
     if args.checkpoint and is_packed(args.checkpoint):
-        path, contents = Path(args.checkpoint).resolve(), read_contents(args.checkpoint)
+        path, contents = Path(args.checkpoint).resolve(), packed_contents(args)
     else:
         model, contents = named_network(args)
         path = folder / "network.packed"

@@ -94,9 +94,10 @@ def average_on_training_images(args):
         raise RunError(f"{first.path} has {classes} classes, {args.dataset} has {len(train.classes)}")
     batches = data.Batches(train, args.batch_size, device, train=True, seed=args.seed, dtype=dtype_of(first.state))
     try:
-        return average(args.paths, batches.epoch(0), device)
+        averaged = average(args.paths, batches.epoch(0), device)
     except (RuntimeError, IndexError) as error:
         raise RunError(f"{first.path} does not fit {args.dataset}'s images: {error}") from None
+    return {**averaged, "data": {**averaged.get("data", {}), "image_size": list(batches.size)}}
 
 
 @command

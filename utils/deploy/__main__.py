@@ -57,6 +57,7 @@ def add_flags(sub, name):
     sub.add_argument("--checkpoint", metavar="PATH", help="ours, or a released one; default: random weights")
     sub.add_argument("--dataset", choices=(*DATASETS, "imagenet"), help="of the network, and of verify's images")
     add_network_flags(sub, archs, variants=True)
+    sub.set_defaults(method=None, weight_bits=None, activation_bits=None)  # a checkpoint's own, or build_model's
     sub.add_argument("--image-size", type=side, metavar="N", help="NxN images; default: the checkpoint's own")
     sub.add_argument("--seed", type=non_negative_int, default=0, help="of random weights and images")
     sub.add_argument("--json", action="store_true", help="one JSON object as the last line")

@@ -1,17 +1,15 @@
 """How long the inference of a packed network takes, beside floating point, and how large it is."""
 
-import os
-
 import torch
 
-from utils.checkpoint import read_contents
 from utils.checkpoint.packed import is_packed, packed_content
-from utils.command import cpu_name
+from utils.command import available_cpus, cpu_name
 from utils.deploy import latency
 from utils.deploy.networks import (
     float_size,
     megabytes,
     named_network,
+    packed_contents,
     packed_network,
     random_images,
     random_network,
@@ -22,15 +20,14 @@ from utils.deploy.networks import (
 def bench(args):
     """Measure, print and return the figures of the network that the flags name."""
     if args.checkpoint and is_packed(args.checkpoint):
-        contents = read_contents(args.checkpoint)
-        # Its floating-point weights are gone, and time does not depend on them.
-        model = random_network(contents.network, contents.image_size)
+        contents = packed_contents(args)
+        model = random_network(contents.network, contents.image_size)  # time does not depend on the weights
     else:
         model, contents = named_network(args)
     packed = packed_network(model)
     if args.fast:
         use_fast(packed, contents.image_size)
-    count = args.threads or os.cpu_count()
+    count = args.threads or available_cpus()
     images = random_images(contents.image_size, args.batch_size)
     with latency.threads(count):
         result = {

@@ -9,7 +9,8 @@ from modules.binarize import AdaptiveSign
 from modules.inference import native
 from modules.inference.runtime import kernels
 from modules.weights import RectifiedClamp, Rotation
-from utils.checkpoint import Contents, open_model
+from utils.checkpoint import Contents, open_model, read_contents
+from utils.checkpoint.network import check_bits
 from utils.command import RunError, UsageError
 from utils.training.flags import network_config
 
@@ -61,17 +62,37 @@ def named_network(args):
 
     --image-size takes the place of the size that the checkpoint was trained at.
     """
-    size = {"image_size": [args.image_size] * 2} if args.image_size else {}
     if args.checkpoint:
+        check_network_flags(args)
         model, contents = open_model(args.checkpoint, args.weight_bits, args.activation_bits, args.structure)
         if contents.packed:
             raise RunError(f"{args.checkpoint} is packed already: the checkpoint that it was made from is needed")
-        return model.float(), with_data(contents, size)
-    contents = described_network(args, size)
+        return model.float(), with_data(contents, size_flag(args))
+    contents = described_network(args, size_flag(args))
     try:
         return random_network(contents.network, contents.image_size, args.seed), contents
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"no such network: {error}") from None
+
+
+def packed_contents(args):
+    """The Contents of --checkpoint, a packed file, whose weights cannot be had back. Raises as `named_network` does."""
+    check_network_flags(args)
+    contents = read_contents(args.checkpoint)
+    check_bits(contents, args.weight_bits, args.activation_bits, args.structure)
+    return with_data(contents, size_flag(args))
+
+
+def check_network_flags(args):
+    """Raise UsageError if a flag says what --checkpoint's file says itself."""
+    names = ("arch", "method", "activation", "recovery", "ratio", "groups", "variant")
+    if given := [f"--{name}" for name in names if getattr(args, name) is not None]:
+        raise UsageError(f"{', '.join(given)}: --checkpoint names the network")
+
+
+def size_flag(args):
+    """--image-size as a checkpoint's data have it, or nothing."""
+    return {"image_size": [args.image_size] * 2} if args.image_size else {}
 
 
 def described_network(args, data):

@@ -74,11 +74,6 @@ def check_sums(model, packed, images):
     return sorted(wrong), logits
 
 
-def wrong_sums(model, packed, images):
-    """The first that `check_sums` gives."""
-    return check_sums(model, packed, images)[0]
-
-
 def relative_errors(expected, logits):
     """(N,): the largest difference of each image's logits, relative to the largest; infinite where one is not finite.
 
@@ -188,12 +183,20 @@ def verify_fast(packed, size, batches):
     return found
 
 
+def packed_file(path):
+    """The network of a packed file. Raises RunError for any other file."""
+    packed, contents = open_model(path)
+    if not contents.packed:
+        raise RunError(f"{path} is not packed: python -m utils.deploy pack writes such a file")
+    return packed
+
+
 def verify(args):
     """Compare the packed network with the training graph; raises RunError if they are not the same."""
     model, contents = named_network(args)
     if args.half:
         round_to_half(model)
-    packed = open_model(args.packed)[0] if args.packed else packed_network(model)
+    packed = packed_file(args.packed) if args.packed else packed_network(model)
     try:
         if args.fast:
             return verify_fast(packed, contents.image_size, images_for(args, contents, model))
