@@ -15,7 +15,9 @@ from utils.training.flags import (
     add_network_flags,
     add_runtime_flags,
     add_training_flags,
+    check_ires_flags,
     flag_values,
+    given_flags,
     network_config,
     runtime_flag,
     take_recipe,
@@ -25,7 +27,7 @@ from utils.training.resume import command_line, set_resume_folder, take_flags
 from utils.training.run import LAST, Run
 from utils.training.schedule import schedule
 from utils.training.step import build_step, new_network
-from utils.training.teacher import NONE, load_teacher
+from utils.training.teacher import NONE, check_resumed, load_teacher
 from utils.training.trainer import Trainer
 
 # IR²Net, section V-A, and the released code: epochs and learning rate per architecture.
@@ -69,7 +71,8 @@ def build_parser():
     runtime_flag(parser, "--skip-corrupt", kept=True, action="store_true", help=skip)
     add_network_flags(parser, ARCHS[CIFAR], arch_default="resnet20")
     group = add_training_flags(parser)
-    group.add_argument("--teacher", default=NONE, metavar="PATH", help="checkpoint whose logits replace the labels")
+    teacher = "checkpoint whose logits replace the labels"
+    runtime_flag(group, "--teacher", kept=True, default=NONE, metavar="PATH", help=teacher)
     group.add_argument("--init-from", metavar="PATH", help="checkpoint of the same network whose weights to start from")
     add_runtime_flags(parser)
     return parser
@@ -87,7 +90,9 @@ def resolve(argv):
         path = Path(args.resume or Path(args.output_dir) / LAST)
         stored = take_flags(parser, argv, args, path)
         set_resume_folder(path.parent, parser, argv, args)
+        check_resumed(args, stored)
     take_recipe(args, recipe(args.arch, args.method, args.activation_bits))
+    check_ires_flags(args, given_flags(parser, argv))
     return args, stored
 
 
@@ -136,7 +141,7 @@ def main(argv=None):
     model = new_network(network)
     if args.init_from and stored is None:
         print(start_from(model, network, args.init_from, new_classes=True))
-    teacher = None if args.teacher == NONE else load_teacher(args.teacher, classes, device)
+    teacher = None if args.teacher == NONE else load_teacher(args.teacher, classes, train.size, device)
 
     with Run(args.output_dir, resume=stored is not None, command=command_line("cifar.train", argv)) as run:
         step = build_step(args, model.to(device))

@@ -5,7 +5,7 @@ import time
 from imagenet import data
 from imagenet.batches import Batches
 from models import IMAGENET
-from utils.command import Parser, RunError, command, data_processes, positive_int
+from utils.command import Parser, RunError, command, data_processes, is_out_of_memory, positive_int
 from utils.training import distributed, evaluation, metrics
 from utils.training.losses import cross_entropy
 
@@ -63,7 +63,7 @@ def score(args, model, batches, precision):
     try:
         result = metrics.evaluate(model, batches, batches.count, cross_entropy, precision, progress=progress)
     except (RuntimeError, IndexError) as error:
-        if distributed.world_size() > 1:
+        if is_out_of_memory(error) or distributed.world_size() > 1:
             raise  # a lost rank looks the same
         raise RunError(f"{args.checkpoint} does not fit the images or classes of {args.data_dir}: {error}") from None
     seconds = time.perf_counter() - start

@@ -21,7 +21,9 @@ from utils.training.flags import (
     add_network_flags,
     add_runtime_flags,
     add_training_flags,
+    check_ires_flags,
     flag_values,
+    given_flags,
     network_config,
     runtime_flag,
     take_recipe,
@@ -31,7 +33,7 @@ from utils.training.resume import command_line, set_resume_folder, take_flags
 from utils.training.run import LAST, Run
 from utils.training.schedule import SCHEDULES, schedule
 from utils.training.step import build_step, new_network
-from utils.training.teacher import DEFAULT, NONE, TORCHVISION, load_teacher
+from utils.training.teacher import DEFAULT, NONE, TORCHVISION, check_resumed, load_teacher
 from utils.training.trainer import Trainer
 
 STAGES = {"1": (32, 1), "2": (1, 1)}
@@ -126,11 +128,11 @@ def add_imagenet_flags(parser):
     from_stage1 = "what stage 2 starts from; default: the output's"
     runtime_flag(group, "--stage1-checkpoint", metavar="PATH", help=from_stage1)
     teachers = f"a checkpoint's path, {', '.join(TORCHVISION)}, or none"
-    group.add_argument("--teacher", metavar="NAME", help=teachers)
+    runtime_flag(group, "--teacher", kept=True, metavar="NAME", help=teachers)
     weights = "of a torchvision teacher; default: torchvision downloads them"
     runtime_flag(group, "--teacher-weights", kept=True, default=DEFAULT, metavar="PATH", help=weights)
     group.add_argument("--label-smoothing", type=fraction, help="of the cross-entropy without a teacher")
-    group.add_argument("--optimizer", choices=("adam", "sgd"), help="sgd has Nesterov's momentum")
+    group.add_argument("--optimizer", choices=("adam", "sgd"), help="sgd has Nesterov's momentum, 0.9 by default")
     group.add_argument("--decay", choices=tuple(DECAY), help="what is decayed; default: adam convs, sgd all")
     group.add_argument("--schedule", choices=tuple(SCHEDULES), help="of the learning rate")
     group.add_argument("--lighting", type=non_negative_float, help="standard deviation of the PCA colour jitter")
@@ -161,6 +163,7 @@ def resolve(argv):
     parser = build_parser()
     args = parser.parse_args(argv)
     stored = take_run(parser, argv, args)
+    given_momentum = args.momentum
     take_recipe(args, recipe(args.method))
     if args.ires is None:
         args.ires = args.variant is not None
@@ -168,11 +171,30 @@ def resolve(argv):
         args.weight_bits, args.activation_bits = args.weight_bits or 1, args.activation_bits or 1
     elif args.weight_bits or args.activation_bits:
         raise UsageError("--weight-bits and --activation-bits go with --stage single: the two stages set their own")
-    if args.optimizer == "adam" and args.momentum is not None:
-        raise UsageError("--momentum goes with --optimizer sgd")
+    if args.optimizer == "adam":
+        if given_momentum is not None:
+            raise UsageError("--momentum goes with --optimizer sgd")
+        args.momentum = None  # the recipe's was of its own optimizer
+    elif args.momentum is None:
+        args.momentum = 0.9
+    check_idle_flags(args, given_flags(parser, argv))
     if args.workers is None:
         args.workers = data.default_workers()
     return args, stored
+
+
+def check_idle_flags(args, given):
+    """Raise UsageError if a flag of `given` would change nothing beside the others."""
+    check_ires_flags(args, given)
+    idle = [
+        ("stage1_checkpoint", args.stage != "2", "--stage 2"),
+        ("init_from", args.stage == "2", "another --stage: 2 starts from stage 1's weights"),
+        ("label_smoothing", args.teacher != NONE, "--teacher none: a teacher's logits take the labels' place"),
+        ("teacher_weights", args.teacher not in TORCHVISION, f"--teacher {', '.join(TORCHVISION)}"),
+    ]
+    for name, is_idle, partner in idle:
+        if name in given and is_idle:
+            raise UsageError(f"--{name.replace('_', '-')} goes with {partner}")
 
 
 def take_run(parser, argv, args):
@@ -185,6 +207,7 @@ def take_run(parser, argv, args):
     stored = take_flags(parser, argv, args, found)
     if stored.get("stage") not in run_folders(args.stage, args.output_dir):
         raise UsageError(f"{found} is not a checkpoint of imagenet.train")
+    check_resumed(args, stored)
     if args.resume:
         folder = found.parent if stored["stage"] == "single" else found.parent.parent
         set_resume_folder(folder, parser, argv, args)
@@ -225,8 +248,7 @@ def build_optimizer(args, model):
     options = [{"params": groups[True], "weight_decay": args.weight_decay}, {"params": groups[False]}]
     options = [group for group in options if group["params"]]
     if args.optimizer == "sgd":
-        momentum = args.momentum or 0.0
-        return SGD(options, args.lr, momentum, nesterov=momentum > 0)
+        return SGD(options, args.lr, args.momentum, nesterov=args.momentum > 0)
     return Adam(options, args.lr)
 
 
@@ -245,7 +267,8 @@ def main(argv=None):
             batches = build_batches(args, device)
             teacher = None
             if args.teacher != NONE:
-                teacher = load_teacher(args.teacher, batches[0].classes, device, args.teacher_weights)
+                size = args.image_size, args.image_size
+                teacher = load_teacher(args.teacher, batches[0].classes, size, device, args.teacher_weights)
         if distributed.is_main():
             print_setup(args, *batches)
         for stage in stages:

@@ -143,9 +143,9 @@ def test_teachers(tmp_path, small_tree):
     torch.manual_seed(0)
     network = resnet34(num_classes=4)
     torch.save(network.state_dict(), tmp_path / "resnet34.pth")
-    teacher = load_teacher("resnet34", classes, CPU, tmp_path / "resnet34.pth")
+    teacher = load_teacher("resnet34", classes, (64, 64), CPU, tmp_path / "resnet34.pth")
     images = torch.randn(2, 3, 32, 32, requires_grad=True)
-    assert torch.equal(teacher(images), network.eval()(images))
+    torch.testing.assert_close(teacher(images), network.eval()(images).detach(), rtol=1e-5, atol=1e-5)
     assert not teacher(images).requires_grad
     (tmp_path / "broken.pth").write_bytes(b"PK")
     for name, weights, error, line in (
@@ -156,12 +156,12 @@ def test_teachers(tmp_path, small_tree):
         ("resnet43", "default", UsageError, "no teacher 'resnet43'"),
     ):
         with pytest.raises(error, match=line):
-            load_teacher(name, classes, CPU, weights)
+            load_teacher(name, classes, (64, 64), CPU, weights)
     config = {"arch": "resnet18", "dataset": "imagenet", "num_classes": 4}
     kept = {"network": config, "model": build_model(**config).state_dict()}
     checkpoint.save(tmp_path / "ours.pt", {**kept, "data": {"classes": classes[::-1]}})
     with pytest.raises(UsageError, match="learned other classes"):
-        load_teacher(str(tmp_path / "ours.pt"), classes, CPU)
+        load_teacher(str(tmp_path / "ours.pt"), classes, (64, 64), CPU)
 
 
 # ---------------------------------------------------------------- training
@@ -300,10 +300,23 @@ def test_mistakes_are_one_line(small_tree, tmp_path, fails):
         (("--teacher", "resnet34", "--teacher-weights", "none.pth"), "no checkpoint at none.pth"),
         (("--data-dir", tmp_path / "none"), "no folder"),
         (("--batch-size", "512"), "more than the 24 images"),
+        (("--lam", "0.3"), "--lam goes with --ires"),
+        (("--stage1-checkpoint", "last.pt"), "--stage1-checkpoint goes with --stage 2"),
+        (("--stage", "2", "--init-from", "last.pt"), "--init-from goes with another --stage"),
+        (("--teacher", "last.pt", "--label-smoothing", "0.2"), "--label-smoothing goes with --teacher none"),
+        (("--teacher-weights", "resnet34.pth"), "--teacher-weights goes with --teacher resnet34"),
+        (("--optimizer", "adam", "--momentum", "0.5"), "--momentum goes with --optimizer sgd"),
     ):
         assert line in fails(train.main, *run, *changed)[1]
     evaluate = ("--checkpoint", tmp_path / "none.pt", "--data-dir", small_tree)
     assert "no checkpoint at" in fails(evaluation.main, *evaluate)[1]
+
+
+@pytest.mark.parametrize("method", ["bireal", "irnet", "rbnn", "adabin"])
+def test_every_method_takes_either_optimizer(method):
+    for optimizer, momentum in (("adam", None), ("sgd", 0.9)):
+        args, _ = train.resolve(["--method", method, "--optimizer", optimizer])
+        assert args.momentum == momentum
 
 
 def test_the_cost_of_a_full_run():

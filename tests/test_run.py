@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 
 from cifar import eval as cifar_eval
 from cifar import train
+from models import build_model
 from utils import checkpoint
 from utils.checkpoint import load_model
 from utils.command import RunError, UsageError
@@ -301,11 +303,34 @@ def test_init_from_takes_weights_and_a_new_classifier(finished, tmp_path, tiny_f
 def test_a_teacher_gives_the_targets(finished, tmp_path, tiny_folder, fails):
     flags = ["--data-dir", tiny_folder, "--dataset", "folder", "--epochs", 1, *QUICK, "--teacher"]
     run(*flags, finished / "last.pt", "--output-dir", tmp_path / "student")
-    assert json.loads((tmp_path / "student" / "args.json").read_text())["teacher"] == str(finished / "last.pt")
+    student = tmp_path / "student"
+    assert json.loads((student / "args.json").read_text())["teacher"] == str(finished / "last.pt")
+    moved, resumed = tmp_path / "moved.pt", ["--resume", "--output-dir", student, "--no-progress", "--teacher"]
+    shutil.copy(finished / "last.pt", moved)
+    summary = (student / "summary.json").read_bytes()
+    (student / "summary.json").write_text("as it was")
+    run(*resumed, moved)
+    assert (student / "summary.json").read_text() == "as it was"
+    (student / "summary.json").write_bytes(summary)
+    assert "leave --teacher out" in fails(train.main, *resumed, "none")[1]
     _, line = fails(
         train.main, "--dataset", "digits", "--teacher", finished / "last.pt", "--output-dir", tmp_path / "no"
     )
     assert "has 2 classes, the data have 10" in line
+
+
+def test_a_teacher_that_does_not_take_the_images_is_refused(tmp_path, fails):
+    network = {"arch": "vgg_small", "image_size": 64}
+    checkpoint.save(tmp_path / "teacher.pt", {"network": network, "model": build_model(**network).state_dict()})
+    flags = ("--dataset", "digits", "--teacher", tmp_path / "teacher.pt", "--output-dir", tmp_path / "no")
+    assert "does not take images of 32x32" in fails(train.main, *flags)[1]
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("flags", [("--lam", "0.9"), ("--mu", "0.1"), ("--ires-variant", "quantile")])
+def test_flags_of_ires_without_it_are_refused(flags, tmp_path, fails):
+    status, line = fails(train.main, "--dataset", "digits", *flags, "--output-dir", tmp_path / "no")
+    assert (status, f"{flags[0]} goes with --ires" in line) == (2, True)
 
 
 def test_compiling_without_a_compiler(monkeypatch):

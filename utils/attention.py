@@ -15,6 +15,7 @@ from cifar import data
 from modules.restriction import VARIANTS, attention_map, attention_mask
 from utils import images as image_files
 from utils.checkpoint import network_text, open_model
+from utils.checkpoint.network import check_takes
 from utils.command import Parser, UsageError, command, fraction, height_width, image_size, non_negative_int
 from utils.files import output_path, replacing
 from utils.images import MEAN, STD
@@ -53,7 +54,8 @@ def pictures_of(args):
     """[(title, function of a size, which gives the image as `read_image` does)] of the flags."""
     pictures = [(Path(file).stem, partial(read_image, file)) for file in args.images]
     if args.pick:
-        (test,) = data.load(args.dataset, args.data_dir, splits=("test",))
+        size = args.image_size if args.dataset == "folder" else None
+        (test,) = data.load(args.dataset, args.data_dir, image_size=size, splits=("test",))
         if max(args.pick) >= len(test):
             raise UsageError(f"--pick {max(args.pick)}: {args.dataset} has {len(test)} test images")
 
@@ -160,7 +162,9 @@ def main(argv=None):
         model, contents = open_model(path, args.weight_bits, args.activation_bits, args.structure)
         bits = "/".join(str(contents.network.get(f"{side}_bits", 1)) for side in ("weight", "activation"))
         name = args.names[i] if args.names else f"{'/'.join(Path(path).with_suffix('').parts[-2:])} {bits}"
-        networks.append((name, model, args.image_size or contents.image_size))
+        size = args.image_size or contents.image_size
+        check_takes(model, height_width(size), path)
+        networks.append((name, model, size))
         print(f"{path}: {network_text(contents.network)}")
     pictures = pictures_of(args)
     draw = overview_of if args.overview else figure_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from models import CIFAR, NoRandomNumbers, build_model, describe_network, family_of
-from utils.command import RunError
+from utils.command import RunError, UsageError, is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,20 @@ def check_bits(contents, weight_bits, activation_bits, structure=None):
             raise RunError(f"{contents.path} does not describe a network: {error}") from None
         if structure != own:
             raise RunError(f"{contents.path} holds a network of structure {own}, not {structure}")
+
+
+@torch.no_grad()
+def check_takes(model, size, source):
+    """Raise UsageError unless the network, in evaluation mode, read from `source`, takes images of `size` (H, W)."""
+    state = model.state_dict()
+    device = next(iter(state.values())).device
+    try:
+        model(torch.zeros(1, 3, *size, dtype=dtype_of(state), device=device))
+    except (RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        height, width = size
+        raise UsageError(f"the network in {source} does not take images of {height}x{width}: {error}") from None
 
 
 def check_data(data, path):

@@ -5,7 +5,16 @@ from argparse import BooleanOptionalAction, Namespace
 from models import METHODS, RECOVERIES, STRUCTURES, VARIANTS
 from modules.activations import ACTIVATIONS
 from modules.restriction import VARIANTS as IRES_VARIANTS
-from utils.command import ede_t, fraction, non_negative_float, non_negative_int, positive_float, positive_int, seed
+from utils.command import (
+    UsageError,
+    ede_t,
+    fraction,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    seed,
+)
 from utils.training.runtime import AMP
 
 
@@ -56,6 +65,12 @@ def add_training_flags(parser):
     group.add_argument("--t-min", type=ede_t, help="EDE's t in the first epoch")
     group.add_argument("--seed", type=seed, default=0)
     return group
+
+
+def check_ires_flags(args, given):
+    """Raise UsageError if one of IRes' flags is among the given ones, {name: value}, and IRes is off."""
+    if not args.ires and (idle := [name for name in ("lam", "mu", "ires_variant") if name in given]):
+        raise UsageError(f"--{idle[0].replace('_', '-')} goes with --ires")
 
 
 def take_recipe(args, recipe):

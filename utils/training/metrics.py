@@ -60,7 +60,7 @@ class Meters:
 def finite(means, title):
     """`means`, or RunError if the loss among them is not a finite number."""
     if not math.isfinite(means["loss"]):
-        raise RunError(f"{title}: the loss is {means['loss']}; lower --lr. The last checkpoint is intact")
+        raise RunError(f"{title}: the loss is {means['loss']}; start again in another --output-dir with a lower --lr")
     return means
 
 

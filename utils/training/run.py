@@ -108,6 +108,9 @@ class Run:
         """Write a checkpoint, LAST or BEST."""
         save(self.folder / name, checkpoint)
 
+    def has_summary(self):
+        return (self.folder / SUMMARY).exists()
+
     def save_summary(self, summary):
         write_text(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
 

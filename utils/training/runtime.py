@@ -81,15 +81,19 @@ def keep_freed_memory():
     to a fifth of its time. Another C library than glibc is left as it is.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
-        mallopt(parameter, 2**30)
+    # Older versions take 32 MiB at most; where neither is taken, the other threshold alone would make it worse.
+    if mallopt and any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25)):
+        mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def choose_precision(amp, device):
     """Precision of --amp; "auto" is bfloat16 where the device computes in it, else float32."""
     if amp == "auto":
-        native = torch.cuda.is_bf16_supported if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported
-        amp = "bf16" if native() else "off"
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = torch.cpu._is_avx512_bf16_supported()
+        amp = "bf16" if native else "off"
     if amp == "fp16" and device.type == "cpu":
         raise UsageError("--amp fp16 needs a GPU; on a CPU use --amp bf16 or off")
     return Precision(device, AMP[amp])

@@ -6,6 +6,7 @@ from urllib.error import URLError
 import torch
 
 from utils import checkpoint
+from utils.checkpoint.network import check_takes
 from utils.command import RunError, UsageError
 
 TORCHVISION = ("resnet34", "resnet50", "resnet101")
@@ -21,18 +22,21 @@ class Teacher:
 
     def __init__(self, model, device):
         self.model = model.eval().requires_grad_(False).to(device)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.to(memory_format=torch.channels_last)  # as the images are
 
     @torch.no_grad()
     def __call__(self, images):
         return self.model(images)
 
 
-def load_teacher(name, classes, device, weights=DEFAULT):
+def load_teacher(name, classes, size, device, weights=DEFAULT):
     """The Teacher called `name`: the path of a checkpoint that `load_model` reads, or one of TORCHVISION.
 
-    classes: the names of the data's. weights, of a torchvision network: DEFAULT, which torchvision downloads, or the
-    path of its state_dict. Raises UsageError if the teacher has another number of classes, or others; RunError
-    if its file cannot be read or fetched.
+    classes: the names of the data's; size: (H, W) of its images. weights, of a torchvision network: DEFAULT, which
+    torchvision downloads, or the path of its state_dict. Raises UsageError if the teacher has another number of
+    classes, or others, or does not take such images; RunError if its file cannot be read or fetched.
     """
     if name not in TORCHVISION:
         if not Path(name).exists():
@@ -53,7 +57,19 @@ def load_teacher(name, classes, device, weights=DEFAULT):
         _check_classes(weights, len(state["fc.weight"]), None, classes)
         model = _torchvision_network(name, num_classes=len(classes))
         checkpoint.load_state(model, state, weights)
-    return Teacher(model, device)
+    teacher = Teacher(model, device)
+    check_takes(teacher.model, size, name)
+    return teacher
+
+
+def check_resumed(args, stored):
+    """Raise UsageError if one of the run, `stored`, and the job that resumes it, of flags `args`, has no teacher.
+
+    The teacher's file may have moved: it can have another path.
+    """
+    before = stored["args"]["teacher"]
+    if NONE in (before, args.teacher) and before != args.teacher:
+        raise UsageError(f"the run has --teacher {before}, not {args.teacher}: leave --teacher out")
 
 
 def _torchvision_network(name, **options):

@@ -113,6 +113,7 @@ class Trainer:
         counts = self._announce(f"{'compiled' if compiled else 'not compiled'} ({reason})", len(train))
         self.parallel_step = distributed.wrap(self.step, self.precision.device)
         self.counted = self.saved = time.monotonic()
+        is_over = self.progress.epoch == self.args.epochs
         with StopSignal() as self.stop, Board(self.run.folder, self.progress.epoch + 1) as board:
             if (self.progress.epoch, self.progress.step) == (0, 0):
                 self.save(LAST)
@@ -128,7 +129,7 @@ class Trainer:
                     on_epoch(epoch, board)
                 self._stop_if_asked()
         if distributed.is_main():
-            self._summarise(counts)
+            self._summarise(counts, keep=is_over)
 
     # An epoch --------------------------------------------------------------------------------------------------------
 
@@ -271,7 +272,8 @@ class Trainer:
             flush=True,
         )
 
-    def _summarise(self, counts):
+    def _summarise(self, counts, keep):
+        """Write the summary, unless it is there and to be kept: nothing was trained. Print its figures."""
         last = self.run.rows[-1]
         summary = {
             "top1_last": last["test_top1"],
@@ -283,6 +285,7 @@ class Trainer:
             "data": self.description["data"],
             "versions": versions(self.precision.device),
         }
-        self.run.save_summary(summary)
+        if not (keep and self.run.has_summary()):
+            self.run.save_summary(summary)
         images = summary["images"]
         print(f"last {summary['top1_last']:.2f} %, best {summary['top1_best']:.2f} % of {images} test images")
