@@ -88,7 +88,9 @@ def _load_cifar(dataset, data_dir, download, splits):
             with memory_for(60_000, (32, 32)), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torchvision's pickles predate NumPy 2's names
                 data = reader(data_dir, train=split == "train", download=download)
-        except RuntimeError:
+        except RuntimeError as error:
+            if download:
+                raise UsageError(f"cannot get {dataset} into {data_dir}: {error}") from None
             raise UsageError(f"no {dataset} in {data_dir}: add --download, or give another --data-dir") from None
         except OSError as error:
             raise UsageError(f"cannot get {dataset} into {data_dir}: {error}") from None

@@ -10,7 +10,6 @@ from torchvision.transforms import ConvertImageDtype, v2
 
 from utils.command import UsageError, available_cpus, bounded_int
 from utils.images import MEAN, STD, scan
-from utils.images import read_image as read_image
 from utils.training import distributed
 
 FOLDERS = {"train": ("train", "ILSVRC2012_img_train"), "val": ("val", "ILSVRC2012_img_val")}

@@ -1,5 +1,6 @@
 # What the table scripts share: source it after setup.sh. `cell NAME FLAGS` trains one cell of a table with every seed.
-#   RUNS=dir      where the runs go (default: runs/<script's name>-<DATASET>, with -<EPOCHS> if given)
+#   RUNS=dir      where the runs go (default: runs/<script's name>-<DATASET>, or DATA_DIR's own name instead of folder,
+#                 with -<EPOCHS> if given)
 #   DATASET=, DATA_DIR=   cifar10 in data/ by default; folder, cifar100 or digits (imagenet: scripts/imagenette.sh)
 #   EPOCHS=n      another number of epochs than the recipe's
 #   SEEDS="0 1"   (default: 0)
@@ -9,7 +10,9 @@
 # `finish` says so with the script's exit status. The script's own arguments go to every cell.
 source scripts/checks.sh
 DATASET=${DATASET:-cifar10}
-RUNS=${RUNS:-runs/$(basename "$0" .sh)-$DATASET${EPOCHS:+-$EPOCHS}}
+images=$DATASET
+if [ "$DATASET" = folder ]; then images=$(basename "${DATA_DIR:-data}"); fi
+RUNS=${RUNS:-runs/$(basename "$0" .sh)-$images${EPOCHS:+-$EPOCHS}}
 SEEDS=${SEEDS:-0}
 JOBS=${JOBS:-1}
 check_count JOBS "$JOBS"
@@ -31,7 +34,7 @@ extra+=("$@")
 mkdir -p "$RUNS"
 failures=$(mktemp)
 trap 'rm -f "$failures"' EXIT
-trap 'trap - TERM; kill 0' TERM # the trainings end with the script
+trap 'kill $(jobs -p) || true; wait; exit 143' TERM # the trainings end with the script, once they have saved
 
 train_one() {
     local out=$1
@@ -44,9 +47,9 @@ train_one() {
     if [ -e "$out/last.pt" ] || [ -e "$out/stage1/last.pt" ]; then resume=(--resume); fi
     mkdir -p "$(dirname "$out")"
     echo "$out: training"
-    if ! python -m "$trainer" "$@" "${extra[@]}" "${resume[@]}" --output-dir "$out" >"$out.log" 2>&1; then
-        echo "$out: failed: $(tail -n 1 "$out.log")" | tee -a "$failures" >&2
-    fi
+    python -m "$trainer" "$@" "${extra[@]}" "${resume[@]}" --output-dir "$out" >>"$out.log" 2>&1 &
+    trap "kill $!; wait $!; exit" TERM
+    if ! wait $!; then echo "$out: failed: $(tail -n 1 "$out.log")" | tee -a "$failures" >&2; fi
 }
 
 cell() {

@@ -9,7 +9,8 @@ check_count() {
     [[ $2 =~ ^[1-9][0-9]{0,4}$ ]] || refuse "$1 must be a number from 1 to 99999, not '$2'"
 }
 
-# check_list NAME VALUE: one or more numbers with spaces between them.
+# check_list NAME VALUE: one or more numbers, without leading zeros, with spaces between them.
 check_list() {
-    [[ $2 =~ ^\ *[0-9]{1,9}(\ +[0-9]{1,9})*\ *$ ]] || refuse "$1 must be numbers with spaces between them, not '$2'"
+    local number='(0|[1-9][0-9]{0,8})'
+    [[ $2 =~ ^\ *$number(\ +$number)*\ *$ ]] || refuse "$1 must be numbers with spaces between them, not '$2'"
 }

@@ -4,7 +4,7 @@
 #   DATA_DIR=dir    train/ and val/ of class folders (default: data/imagenette); tables call the data by its name
 #   EPOCHS=n        of the teacher, and of each stage (default: 100)
 #   IMAGE_SIZE=n    (default: 96)
-#   RUNS=dir        where the runs go (default: runs/imagenette-<IMAGE_SIZE>-<EPOCHS>)
+#   RUNS=dir        where the runs go (default: runs/<DATA_DIR's own name>-<IMAGE_SIZE>-<EPOCHS>)
 #   SEEDS=, JOBS=   as in scripts/cells.sh, which says what a second call does
 # Batches of 32: of 9,469 images an epoch is few steps. One data process feeds more images than a CPU can learn.
 source "$(dirname "$0")/setup.sh"
@@ -12,7 +12,7 @@ DATASET=imagenet
 EPOCHS=${EPOCHS:-100}
 IMAGE_SIZE=${IMAGE_SIZE:-96}
 DATA_DIR=${DATA_DIR:-data/imagenette}
-RUNS=${RUNS:-runs/imagenette-$IMAGE_SIZE-$EPOCHS}
+RUNS=${RUNS:-runs/$(basename "$DATA_DIR")-$IMAGE_SIZE-$EPOCHS}
 source scripts/cells.sh
 check_count IMAGE_SIZE "$IMAGE_SIZE"
 extra=(--image-size "$IMAGE_SIZE" --batch-size 32 --workers 1 "${extra[@]}")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# IR-Net's CIFAR-10 networks, 1/1 and 1/32. Settings: see scripts/cells.sh. Its ImageNet networks: imagenet.train
-# --method irnet, see the README.
+# IR-Net's CIFAR-10 networks, 1/1 and 1/32. Settings: see scripts/cells.sh. Its ImageNet networks:
+# scripts/table4_imagenet.sh.
 source "$(dirname "$0")/setup.sh"
 source scripts/cells.sh
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# SD-BNN's CIFAR-10 networks. Settings: see scripts/cells.sh. Its ImageNet network: imagenet.train --method sdbnn, see
-# the README.
+# SD-BNN's CIFAR-10 networks. Settings: see scripts/cells.sh. Its ImageNet network:
+# scripts/table4_imagenet.sh.
 source "$(dirname "$0")/setup.sh"
 source scripts/cells.sh
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Table IV, and the ImageNet rows of IR-Net, SD-BNN, RBNN, ReCU and AdaBin: one command per cell, then the tables.
 #   DATA_DIR=dir  holds train/ and val/ (default: data/imagenet)
-#   RUNS=dir      where the runs go (default: runs/table4_imagenet)
+#   RUNS=dir      where the runs go (default: runs/table4_<DATA_DIR's own name>)
 #   GPUS=n        processes of this machine (default: its GPUs, or 1); for several machines: scripts/imagenet_slurm.sh
 # IMAGES_PER_S=x with the speed that `python -m utils.bench train --dataset imagenet` measures prints what the runs take
 # and ends. A finished cell is skipped, an interrupted one goes on where it was. Arguments go to every cell.
 source "$(dirname "$0")/setup.sh"
 source scripts/checks.sh
 DATA_DIR=${DATA_DIR:-data/imagenet}
-RUNS=${RUNS:-runs/table4_imagenet}
+RUNS=${RUNS:-runs/table4_$(basename "$DATA_DIR")}
 GPUS=${GPUS:-$(nvidia-smi -L 2>/dev/null | grep -c . | grep -v '^0$' || true)}
 if [ -z "$GPUS" ]; then GPUS=1; fi
 check_count GPUS "$GPUS"

@@ -117,3 +117,13 @@ def test_float64_stays_float64(paths):
     checkpoint.save(paths[0], {**payload, "model": state})
     again = checkpoint.load_model(paths[0]).state_dict()
     assert all(torch.equal(again[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("released", ["x", {"name": 1}, {"absent": 3}, {"unused": []}])
+def test_a_damaged_note_of_a_release_is_one_line(paths, released, fails):
+    checkpoint.save(paths[0], {**checkpoint.read(paths[0]), "released": released})
+    assert "converted from" in fails(command.main, "info", paths[0])[1]
+
+
+def test_info_of_a_packed_network_says_where_to_look(fails):
+    assert "utils.released inspect" in fails(command.main, "info", "checkpoints/digits/ir2net.packed")[1]

@@ -282,3 +282,12 @@ def test_a_checkpoint_of_other_classes(finished, fails):
     status, line = fails(cifar_eval.main, "--checkpoint", finished / "last.pt", "--dataset", "digits", "--no-progress")
     assert status == 2
     assert "classes" in line
+
+
+def test_too_little_memory_is_named_as_such(monkeypatch, fails):
+    def evaluate(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(cifar_eval, "evaluate", evaluate)
+    argv = ("--checkpoint", "checkpoints/digits/ir2net.packed", "--dataset", "digits")
+    assert fails(cifar_eval.main, *argv) == (1, "error: out of memory: give a smaller --batch-size")

@@ -50,6 +50,8 @@ def test_mistakes_in_flatness_get_one_line(tmp_path, fails, capsys):
     assert fails(flatness.main, "--checkpoint", tmp_path / "none.pt")[0] in (1, 2)
     assert fails(flatness.main, "--show", tmp_path / "none.csv")[0] == 1
     text = out.read_bytes()
+    assert "add --force" in fails(flatness.main, "--checkpoint", checkpoint, "--output", out)[1]
+    assert out.read_bytes() == text
     for damaged in (b"", b"\xff\xfe", b"a,b\n1,2\n", text.replace(b"360", b"many"), text[:-10], b'"'):
         out.write_bytes(damaged)
         assert fails(flatness.main, "--show", out)[0] == 1

@@ -10,6 +10,7 @@ from torchvision.models import ResNet18_Weights
 
 from imagenet import batches, data
 from utils.command import RunError, UsageError
+from utils.images import read_image
 
 CPU = torch.device("cpu")
 
@@ -22,7 +23,7 @@ def test_eval_transform_is_torchvisions_reference(tmp_path, rng, size):
     path = tmp_path / "x.jpg"
     draw("circle", size, rng).save(path, quality=85)
     reference = ResNet18_Weights.IMAGENET1K_V1.transforms()(Image.open(path).convert("RGB"))
-    assert torch.equal(data.eval_transform(224)(data.read_image(path)), reference)
+    assert torch.equal(data.eval_transform(224)(read_image(path)), reference)
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_every_mode_is_read_as_an_upright_rgb_image_without_a_warning(tmp_path, 
     path = save(image, tmp_path / "x.jpg", kind)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read = data.read_image(path)
+        read = read_image(path)
     assert (read.mode, read.size) == ("RGB", (90, 60))
     difference = torch.tensor(list(read.convert("L").tobytes())) - torch.tensor(list(image.convert("L").tobytes()))
     assert difference.abs().float().mean() < 12

@@ -165,6 +165,14 @@ def test_bits_of_a_layout_of_one_network(tmp_path):
         load_model(path, weight_bits=32)
 
 
+def test_a_packed_network_is_inspected_too(capsys):
+    command.main(["inspect", "checkpoints/digits/ir2net.packed", "--json"])
+    printed = capsys.readouterr().out
+    assert "digits/ir2net.packed: a packed network\n" in printed
+    found = json.loads(printed.splitlines()[-1])
+    assert (found["kind"], found["classes"], found["networks"][0]["recovery"]) == ("packed", 10, "cirec")
+
+
 def test_inspect(tmp_path, capsys):
     command.main(["inspect", str(save(tmp_path, fill("irnet_cifar_resnet20"))), "--json"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])

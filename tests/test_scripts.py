@@ -164,6 +164,7 @@ def environment(tmp_path):
         ("imagenet_slurm", "SLURM_JOB_ID="),
         ("speed", "ROUNDS=abc"),
         ("fig8_attention", "PICK=*"),
+        ("fig8_attention", "PICK=08"),
     ],
 )
 def test_settings_that_are_none_are_one_line(script, setting, environment, tmp_path):
@@ -250,6 +251,38 @@ def test_the_teacher_has_every_core_and_the_others_share_them(environment, tmp_p
     environment.pop("OMP_NUM_THREADS", None)
     assert imagenette(environment, BROKEN="none", JOBS="2").returncode == 0
     assert (tmp_path / "log.threads").read_text().split() == ["8", *5 * ["4"]]
+
+
+def test_a_data_set_has_runs_of_its_own(environment, tmp_path):
+    """Else a second one's cells would be finished with the first one's results."""
+    del environment["RUNS"]
+    environment["DATASET"] = "folder"
+    for script, at in (("table1_ablation", "table1_ablation-"), ("imagenette", "")):
+        for name in ("cats", "dogs"):
+            settings = {"DATA_DIR": str(tmp_path / "data" / name)}
+            probe = f'mkdir() {{ echo "$@" >> "$LOG"; exit; }}; source scripts/{script}.sh'
+            call = ["bash", "-c", probe, f"scripts/{script}.sh"]
+            subprocess.run(call, env={**environment, **settings}, check=True, cwd=ROOT)
+            made = (tmp_path / "log").read_text().split()[-1]
+            assert made.startswith(f"runs/{at}{name}")
+
+
+def test_sigterm_ends_the_trainings_and_not_who_called_the_script(environment, tmp_path):
+    stand_in = """#!/bin/bash
+        case $* in *utils.tables*) exit;; esac
+        trap 'sleep 0.2; echo saved >> "$LOG"; exit 143' TERM
+        echo started >> "$LOG"
+        while true; do sleep 0.05; done
+    """
+    Path(environment["VENV"], "bin", "python").write_text(stand_in)
+    call = """bash scripts/table1_ablation.sh & until [ "$(grep -c started "$LOG")" = 2 ]; do sleep 0.1; done
+        kill $!; wait $!; echo "status $?"; cat "$LOG" """
+    environment["JOBS"] = "2"
+    (tmp_path / "log").touch()
+    done = subprocess.run(["bash", "-c", call], env=environment, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    lines = [line for line in done.stdout.splitlines() if "training" not in line]
+    assert lines == ["status 143", "started", "started", "saved", "saved"]
+    assert "failed" not in done.stderr
 
 
 def test_photographs_are_drawn_with_the_networks_of_imagenette(environment, tmp_path):

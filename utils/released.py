@@ -13,7 +13,8 @@ from utils.training.flags import add_bits_flags
 
 def _print_inspected(found):
     networks = found["networks"]
-    print(f"{found['path']}: {'a checkpoint of ours' if found['kind'] == 'ours' else 'a released checkpoint'}")
+    kinds = {"ours": "a checkpoint of ours", "packed": "a packed network", "released": "a released checkpoint"}
+    print(f"{found['path']}: {kinds[found['kind']]}")
     for network in networks:
         layout_name = f" (layout {network['layout']})" if network["layout"] else ""
         print(f"  {'or ' if network is not networks[0] else ''}{network['title']}{layout_name}")

@@ -108,7 +108,7 @@ def main(argv=None):
         for name, value in found.items():
             print(f"{name}: {network_text(value) if name == 'network' else value}")
         if args.json:
-            print(json.dumps(found))
+            print(json.dumps(found, default=str))
         return
     out = output_path(args.out, args.force)
     if args.command == "strip":

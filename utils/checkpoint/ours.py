@@ -2,6 +2,7 @@
 
 from utils.checkpoint.files import read, write
 from utils.checkpoint.network import Contents, build_network, check_data
+from utils.checkpoint.packed import is_packed
 from utils.command import RunError
 
 FORMAT = "ir2net"
@@ -28,6 +29,8 @@ def check_version(payload, path):
 
 def read_ours(path):
     """`read`, or RunError if the file is not a checkpoint of ours."""
+    if is_packed(path):
+        raise RunError(f"{path} is packed; python -m utils.released inspect tells what it is")
     payload = read(path)
     if not is_ours(payload):
         raise RunError(f"{path} is not a checkpoint of ours; python -m utils.released inspect tells what it is")
@@ -42,7 +45,16 @@ def contents(payload, path):
         raise RunError(f"{path} does not hold a network and its weights")
     data = payload.get("data", {})
     check_data(data, path)
+    check_released(payload.get("released", {}), path)
     return Contents(str(path), network, state, data, tensors=len(state))
+
+
+def check_released(released, path):
+    """Raise RunError unless `released` can be what `utils.checkpoint.released.convert` keeps of a released file."""
+    kinds = {"name": str, "unused": dict, "absent": list}
+    good = isinstance(released, dict) and all(isinstance(released.get(k, kind()), kind) for k, kind in kinds.items())
+    if not good:
+        raise RunError(f"{path} is damaged: it does not say what its network was converted from")
 
 
 def network_of(payload, path):

@@ -13,6 +13,7 @@ from models import build_model
 from utils.checkpoint import files, ours
 from utils.checkpoint.layouts import CLASSES, COUNTER, RELEASES
 from utils.checkpoint.network import Contents, dtype_of, few, network_text
+from utils.checkpoint.packed import build_packed, is_packed, read_packed
 from utils.command import RunError, UsageError
 
 CHOICES = ("weight_bits", "activation_bits", "structure")
@@ -246,10 +247,14 @@ def inspect(path):
 
     {"path", "kind", "networks", "tensors", "unused", "dtype", "classes", "choices"}; "networks" has one entry per
     network that the file may hold, and several mean that "choices" must be given.
-    Raises RunError if it is neither a checkpoint of ours nor of a known release.
+    Raises RunError if it is neither a checkpoint of ours, packed or not, nor of a known release.
     """
-    payload = files.read(path)
-    if ours.is_ours(payload):
+    if is_packed(path):
+        contents = read_packed(path)
+        model = build_packed(contents.network, contents.state, path)
+        networks = [{"layout": None, "title": network_text(contents.network), **contents.network}]
+        state, unused, kind, classes, names = contents.state, [], "packed", model.fc.out_features, []
+    elif ours.is_ours(payload := files.read(path)):
         model = ours.network_of(payload, path)
         networks = [{"layout": None, "title": network_text(payload["network"]), **payload["network"]}]
         state, unused, kind, classes, names = payload["model"], [], "ours", model.fc.out_features, []

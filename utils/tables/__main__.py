@@ -1,5 +1,7 @@
 """Print a table of the paper as Markdown, the paper's figures beside those of our finished runs."""
 
+from pathlib import Path
+
 from utils.command import Parser, UsageError, command
 from utils.tables import table6
 from utils.tables.accuracy import accuracy_table
@@ -25,7 +27,7 @@ def build_parser():
     parser.add_argument("--data", metavar="NAME", help="only runs on this data set, or this folder of images, by name")
     parser.add_argument("--commands", action="store_true", help="below a table of the paper: what was run")
     parser.add_argument("--brief", action="store_true", help="of a table of the paper only what was run")
-    parser.add_argument("--plot", metavar="PNG", help="fig7, curves: also draw it, and write its points beside")
+    parser.add_argument("--plot", metavar="PNG", help="fig7, curves: also draw it, points in a .csv beside it")
     return parser
 
 
@@ -34,6 +36,8 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     if args.plot and args.table not in PLOTS:
         raise UsageError(f"--plot goes with {' or '.join(PLOTS)}")
+    if args.plot and Path(args.plot).suffix not in (".png", ".pdf", ".svg"):
+        raise UsageError(f"--plot {args.plot}: name a .png, .pdf or .svg file")
     if args.table == "6":
         print(table6.markdown())
         return

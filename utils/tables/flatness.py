@@ -1,7 +1,7 @@
 """How flat the attention of trained networks is over an image, and what each of IRes' thresholds would mask.
 
     python -m utils.tables.flatness --checkpoint checkpoints/cifar10_jpeg/*/seed0.* --dataset folder --data-dir DIR \\
-        --output results/flatness_cifar10.csv
+        --output results/flatness_cifar10.csv --force
     python -m utils.tables.flatness --show results/flatness_cifar10.csv
 """
 
@@ -92,6 +92,7 @@ def build_parser():
     parser.add_argument("--dataset", choices=data.DATASETS, default="digits", help="whose test images")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
     parser.add_argument("--output", metavar="CSV", help="write what was measured")
+    parser.add_argument("--force", action="store_true", help="replace --output if it exists")
     parser.add_argument("--show", nargs="+", metavar="CSV", default=[], help="print what was measured before")
     return parser
 
@@ -101,14 +102,15 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     if bool(args.checkpoint) == bool(args.show):
         raise UsageError("give --checkpoint PATH ..., or --show CSV ...")
+    output = output_path(args.output, args.force) if args.output else None
     rows = [row for path in args.show for row in read(path)]
     rows += measure(args.checkpoint, args.dataset, args.data_dir) if args.checkpoint else []
     try:
         print(markdown(rows))
     except ValueError as error:
         raise RunError(f"not what --output writes: {error}") from None
-    if args.output:
-        with replacing(output_path(args.output, force=True)) as path, open(path, "w", newline="") as file:
+    if output:
+        with replacing(output) as path, open(path, "w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

@@ -53,16 +53,16 @@ def add_training_flags(parser):
     """Loss and optimizer, an argparse group. What is None is filled by the recipe of the architecture and method."""
     group = parser.add_argument_group("training (defaults: the recipe of the architecture and method)")
     group.add_argument("--ires", action=BooleanOptionalAction, default=False, help="information restriction")
-    group.add_argument("--lam", type=fraction, default=0.15, help="IRes: mask below lam times the mean attention")
+    group.add_argument("--lam", type=fraction, default=0.15, help="IRes: times the mean attention; quantile: the share")
     group.add_argument("--mu", type=fraction, default=0.5, help="IRes: weight of the original image's loss")
     group.add_argument("--ires-variant", choices=IRES_VARIANTS, default="paper", help="whose mask; ours: quantile")
     group.add_argument("--epochs", type=positive_int)
     group.add_argument("--batch-size", type=positive_int)
-    group.add_argument("--lr", type=positive_float, help="at the start; it falls to 0; rbnn's grows with the batch")
+    group.add_argument("--lr", type=positive_float, help="at the start; rbnn's grows with the batch")
     group.add_argument("--warmup-epochs", type=non_negative_int, metavar="N", help="the rate rises in N equal steps")
     group.add_argument("--momentum", type=fraction)
     group.add_argument("--weight-decay", type=non_negative_float)
-    group.add_argument("--t-min", type=ede_t, help="EDE's t in the first epoch")
+    group.add_argument("--t-min", type=ede_t, help="EDE's and RBNN's t in the first epoch")
     group.add_argument("--seed", type=seed, default=0)
     return group
 
@@ -120,7 +120,7 @@ def add_runtime_flags(parser):
         default=30.0,
         help="save last.pt within an epoch too, that often",
     )
-    runtime_flag(group, "--print-freq", type=positive_int, default=50, help="steps between looks at the running loss")
+    runtime_flag(group, "--print-freq", type=positive_int, default=50, help="batches between looks at the running loss")
     runtime_flag(group, "--no-progress", action="store_true", help="no progress bars")
 
 
