@@ -5,7 +5,7 @@
 X is measured, per GPU: `python -m utils.bench train --dataset imagenet` prints it. All else is computed from it.
 """
 
-from imagenet.train import recipe
+from imagenet.recipes import recipe
 from models.methods import METHODS
 from utils.command import Parser, command, positive_float, positive_int
 
