@@ -2,7 +2,7 @@
 
 from cifar import data
 from models import CIFAR
-from utils.command import Parser, RunError, command, image_size, is_out_of_memory, positive_int
+from utils.command import Parser, answering, command, image_size, positive_int
 from utils.training import evaluation
 from utils.training.losses import cross_entropy
 from utils.training.metrics import evaluate
@@ -33,12 +33,8 @@ def main(argv=None):
     evaluation.check_classes(contents, test.classes)
     dtype = evaluation.print_summary(contents, model, tuple(test.images.shape[2:]))
     batches = data.evaluation_batches(test, args.batch_size, precision.device, dtype)
-    try:
+    with answering(f"{args.checkpoint} does not fit {args.dataset}'s images or classes"):
         result = evaluate(model, batches, len(test), cross_entropy, precision, progress=progress)
-    except (RuntimeError, IndexError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise RunError(f"{args.checkpoint} does not fit {args.dataset}'s images or classes: {error}") from None
     line = (
         f"top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %, "
         f"loss {result['loss']:.4f} over all {result['images']} test images of {args.dataset}"

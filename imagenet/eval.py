@@ -1,11 +1,12 @@
 """Evaluate a checkpoint on every image of DIR/val, in one process or under torchrun."""
 
+import contextlib
 import time
 
 from imagenet import data
 from imagenet.batches import Batches
 from models import IMAGENET
-from utils.command import Parser, RunError, command, data_processes, is_out_of_memory, positive_int
+from utils.command import Parser, RunError, answering, command, data_processes, positive_int
 from utils.training import distributed, evaluation, metrics
 from utils.training.losses import cross_entropy
 
@@ -60,12 +61,9 @@ def score(args, model, batches, precision):
     """
     progress = distributed.is_main() and not args.no_progress
     start = time.perf_counter()
-    try:
+    fitting = answering(f"{args.checkpoint} does not fit the images or classes of {args.data_dir}")
+    with fitting if distributed.world_size() == 1 else contextlib.nullcontext():  # a lost rank looks the same
         result = metrics.evaluate(model, batches, batches.count, cross_entropy, precision, progress=progress)
-    except (RuntimeError, IndexError) as error:
-        if is_out_of_memory(error) or distributed.world_size() > 1:
-            raise  # a lost rank looks the same
-        raise RunError(f"{args.checkpoint} does not fit the images or classes of {args.data_dir}: {error}") from None
     seconds = time.perf_counter() - start
     skipped = len(set().union(*distributed.gather(batches.skipped)))
     if result["images"] + skipped != batches.count:

@@ -103,7 +103,6 @@ def resolve(argv):
     parser = build_parser()
     args = parser.parse_args(argv)
     stored = take_run(parser, argv, args)
-    given_momentum = args.momentum
     take_recipe(args, recipe(args.method))
     if args.ires is None:
         args.ires = args.variant is not None
@@ -112,8 +111,6 @@ def resolve(argv):
     elif args.weight_bits or args.activation_bits:
         raise UsageError("--weight-bits and --activation-bits go with --stage single: the two stages set their own")
     if args.optimizer == "adam":
-        if given_momentum is not None:
-            raise UsageError("--momentum goes with --optimizer sgd")
         args.momentum = None  # the recipe's was of its own optimizer
     elif args.momentum is None:
         args.momentum = 0.9
@@ -127,6 +124,7 @@ def check_idle_flags(args, given):
     """Raise UsageError if a flag of `given` would change nothing beside the others."""
     check_ires_flags(args, given)
     idle = [
+        ("momentum", args.optimizer == "adam", "--optimizer sgd"),
         ("stage1_checkpoint", args.stage != "2", "--stage 2"),
         ("init_from", args.stage == "2", "another --stage: 2 starts from stage 1's weights"),
         ("label_smoothing", args.teacher != NONE, "--teacher none: a teacher's logits take the labels' place"),

@@ -76,6 +76,18 @@ def is_out_of_memory(error):
     return isinstance(error, MemoryError) or bool(isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)))
 
 
+@contextlib.contextmanager
+def answering(message, kind=RunError):
+    """Within it what torch raises where things do not fit together becomes an error of that kind, one line that begins
+    with `message`. Want of memory stays what it is: `command` answers it."""
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise kind(f"{message}: {error}") from None
+
+
 def _flush():
     if sys.stdout is not None and not sys.stdout.closed:
         sys.stdout.flush()

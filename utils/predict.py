@@ -14,7 +14,7 @@ from torchvision.models import ResNet18_Weights
 from imagenet.data import eval_transform, synsets
 from models import CIFAR, IMAGENET
 from utils.checkpoint import dtype_of
-from utils.command import Parser, RunError, UsageError, command, height_width, image_size, positive_int
+from utils.command import Parser, RunError, UsageError, answering, command, height_width, image_size, positive_int
 from utils.images import MEAN, STD, read_image
 from utils.training.evaluation import open_checkpoint
 from utils.training.flags import add_bits_flags
@@ -61,10 +61,8 @@ def probabilities(model, images):
 
     Raises RunError if the network does not run on images of this size, or gives values that are not finite.
     """
-    try:
+    with answering(f"the network does not run on images {tuple(images.shape[1:])}"):
         logits = model(images)
-    except (RuntimeError, IndexError) as error:
-        raise RunError(f"the network does not run on images {tuple(images.shape[1:])}: {error}") from None
     if not logits.isfinite().all():
         raise RunError("the network's outputs are not finite: its weights are damaged, or the training diverged")
     return logits.float().softmax(1).cpu()

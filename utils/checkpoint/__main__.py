@@ -20,7 +20,7 @@ from utils.checkpoint import (
     save,
 )
 from utils.checkpoint.average import average
-from utils.command import Parser, RunError, command, image_size, positive_int
+from utils.command import Parser, RunError, answering, command, image_size, positive_int
 from utils.files import output_path
 from utils.training.runtime import choose_device
 
@@ -93,10 +93,8 @@ def average_on_training_images(args):
     if classes != len(train.classes):
         raise RunError(f"{first.path} has {classes} classes, {args.dataset} has {len(train.classes)}")
     batches = data.Batches(train, args.batch_size, device, train=True, seed=args.seed, dtype=dtype_of(first.state))
-    try:
+    with answering(f"{first.path} does not fit {args.dataset}'s images"):
         averaged = average(args.paths, batches.epoch(0), device)
-    except (RuntimeError, IndexError) as error:
-        raise RunError(f"{first.path} does not fit {args.dataset}'s images: {error}") from None
     return {**averaged, "data": {**averaged.get("data", {}), "image_size": list(batches.size)}}
 
 

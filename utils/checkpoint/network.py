@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from models import CIFAR, NoRandomNumbers, build_model, describe_network, family_of
-from utils.command import RunError, UsageError, is_out_of_memory
+from utils.command import RunError, UsageError, answering
 
 
 @dataclass(frozen=True)
@@ -153,15 +153,10 @@ def check_bits(contents, weight_bits, activation_bits, structure=None):
 @torch.no_grad()
 def check_takes(model, size, source):
     """Raise UsageError unless the network, in evaluation mode, read from `source`, takes images of `size` (H, W)."""
-    state = model.state_dict()
+    state, (height, width) = model.state_dict(), size
     device = next(iter(state.values())).device
-    try:
-        model(torch.zeros(1, 3, *size, dtype=dtype_of(state), device=device))
-    except (RuntimeError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
-        height, width = size
-        raise UsageError(f"the network in {source} does not take images of {height}x{width}: {error}") from None
+    with answering(f"the network in {source} does not take images of {height}x{width}", UsageError):
+        model(torch.zeros(1, 3, height, width, dtype=dtype_of(state), device=device))
 
 
 def check_data(data, path):

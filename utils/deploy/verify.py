@@ -8,7 +8,7 @@ from models.inference import binary_convs
 from modules.inference.values import ValuesConv2d
 from utils.checkpoint import open_model
 from utils.checkpoint.packed import is_half
-from utils.command import RunError, UsageError
+from utils.command import RunError, UsageError, answering
 from utils.deploy.networks import named_network, packed_network, random_images, use_fast
 from utils.images import read_image
 from utils.training.evaluation import check_classes
@@ -197,12 +197,10 @@ def verify(args):
     if args.half:
         round_to_half(model)
     packed = packed_file(args.packed) if args.packed else packed_network(model)
-    try:
+    with answering("the two networks or the images do not fit together"):
         if args.fast:
             return verify_fast(packed, contents.image_size, images_for(args, contents, model))
         found = compare(model, packed, images_for(args, contents, model))
-    except (RuntimeError, ValueError) as error:
-        raise RunError(f"the two networks or the images do not fit together: {error}") from None
     wrong = found["wrong_convs"]
     convs = [conv for _, conv in binary_convs(model) if conv.activation_bits == 1]
     print(f"binary convolutions with exactly the training graph's integers: {len(convs) - len(wrong)} of {len(convs)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cifar import data
 from utils.checkpoint import open_model
-from utils.command import Parser, RunError, UsageError, command
+from utils.command import Parser, RunError, UsageError, answering, command
 from utils.tables.markdown import markdown_table
 from utils.tables.results import collect
 from utils.training import metrics, runtime
@@ -49,10 +49,8 @@ def top1(path, images):
     """Accuracy in % of a checkpoint over an ImageSet. Raises RunError if it does not fit."""
     model, _ = open_model(path)
     float32 = runtime.Precision(runtime.choose_device("cpu"), None)
-    try:
+    with answering(f"{path} does not fit the images or their classes"):
         tested = metrics.evaluate(model, data.evaluation_batches(images, 500), len(images), cross_entropy, float32)
-    except (RuntimeError, IndexError) as error:
-        raise RunError(f"{path} does not fit the images or their classes: {error}") from None
     return tested["top1"]
 
 
