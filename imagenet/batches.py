@@ -6,7 +6,9 @@ ranks, nor from where in an epoch a resumed run starts.
 
 import math
 import os
+import signal
 import sys
+import threading
 import time
 
 import numpy as np
@@ -73,9 +75,17 @@ def _collate(items):
 
 
 def _leave_signals_to_trainer(worker):
-    # torchrun's SIGTERM and a terminal's Ctrl-C go to a whole process group; the trainer, which answers them, still
-    # needs its workers. They end with it all the same.
+    # A terminal's Ctrl-C goes to a whole process group, Slurm's SIGTERM to every process of a job. The trainer, which
+    # answers them, still needs its workers. They end with it all the same, or when it says so.
     os.setpgid(0, 0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_the_trainer_says_so, daemon=True).start()
+
+
+def _end_when_the_trainer_says_so():
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class Batches:

@@ -1,5 +1,7 @@
 """ImageNet's folders, images, augmentation and batches."""
 
+import multiprocessing
+import subprocess
 import warnings
 
 import pytest
@@ -190,6 +192,21 @@ def test_without_a_readable_image_training_ends_too(small_tree):
         path.write_bytes(b"not an image")
     with pytest.raises(RunError, match=r"none of the 24 images of .*train can be read"):
         list(build(small_tree, skip_corrupt=True).epoch(0))
+
+
+def test_workers_end_at_their_trainers_sigterm_alone(small_tree):
+    others = multiprocessing.active_children()
+    training = build(small_tree, workers=2)
+    first = training.epoch(0)
+    next(first)
+    workers = set(multiprocessing.active_children()).difference(others)
+    assert len(workers) == 2
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
+    assert [len(labels) for _, labels in (*first, *training.epoch(1))] == [8] * 5
+    for worker in workers:
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == 0
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("unable to mmap: Cannot allocate memory")])
