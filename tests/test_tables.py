@@ -140,26 +140,28 @@ def test_only_what_was_run(runs, capsys):
 
 
 def test_what_an_accuracy_costs(tmp_path, capsys):
-    """Full precision first, then by OPs; a first stage and other data are no rows beside them."""
+    """Full precision first, its longest run the twin of all, then by OPs; first stages and other data are no rows."""
     photographs = {"dataset": "imagenet", "arch": "resnet18", "data_dir": "data/photographs"}
-    write_run(tmp_path / "fp", 80.0, **FP, **photographs)
+    write_run(tmp_path / "fp", 80.0, **FP, stage="single", epochs=20, **photographs)
+    write_run(tmp_path / "shorter", 77.0, **FP, stage="single", **photographs)
     write_run(tmp_path / "c" / "stage1", 75.0, weight_bits=32, ires=True, variant="c", **photographs)
-    write_run(tmp_path / "c" / "stage2", 70.0, ires=True, variant="c", **photographs)
+    write_run(tmp_path / "c" / "stage2", 70.0, ires=True, variant="c", stage="both", **photographs)
     write_run(tmp_path / "baseline", 65.0, **photographs)
     write_run(tmp_path / "elsewhere", 99.0, dataset="imagenet", arch="resnet18", data_dir="data/others")
     for path, bops in ((tmp_path / "c" / "stage2", 9e9), (tmp_path / "fp", 0)):
         summary = json.loads((path / "summary.json").read_text())
         (path / "summary.json").write_text(json.dumps({**summary, "bops": bops, "model_mb": 44.7}))
     out = lines(capsys, "costs", "--runs", tmp_path, "--data", "photographs")
-    assert out[0] == "photographs, not the paper's data: 360 test images, 5 epochs. At 32x32."
+    assert out[0] == "photographs, not the paper's data: 360 test images at 32x32."
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in out if line.startswith("| ")][2:]
-    assert [row[:4] for row in rows] == [
-        ["full precision, relu, normal", "80.00 (1)", "-", "0.5"],
-        ["bireal", "65.00 (1)", "-15.00", "1.1"],
-        ["bireal + IRes + CIRec of IR²Net-C", "70.00 (1)", "-10.00", "141.1"],
+    assert [row[:5] for row in rows] == [
+        ["full precision, relu, normal", "20", "80.00 (1)", "-", "0.5"],
+        ["full precision, relu, normal", "5", "77.00 (1)", "-3.00", "1.1"],
+        ["bireal", "5", "65.00 (1)", "-15.00", "1.1"],
+        ["bireal + IRes + CIRec of IR²Net-C", "5 + 5", "70.00 (1)", "-10.00", "141.1"],
     ]
-    assert rows[0][4] == "44.70"
-    assert 1 < float(rows[1][4]) < float(rows[2][4]) < 5  # 11 million bits, and the head
+    assert rows[0][5] == "44.70"
+    assert 1 < float(rows[2][5]) < float(rows[3][5]) < 5  # 11 million bits, and the head
     assert "99.00" not in "".join(out)
     assert lines(capsys, "costs", "--runs", tmp_path / "c" / "stage1") == ["No runs yet."]
     assert "others" in "".join(lines(capsys, "costs", "--runs", tmp_path))

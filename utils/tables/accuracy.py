@@ -109,13 +109,15 @@ def _command(result):
     return shlex.join(words)
 
 
+def scored_on(results):
+    """The test images that runs have in common, in words."""
+    papers = "" if all(_is_papers(r, family_of(r.args["dataset"])) for r in results) else ", not the paper's data"
+    return f"{results[0].data_name}{papers}: {results[0].summary['images']:,} test images"
+
+
 def heading(results):
     """What the runs of one table have in common."""
-    if not results:
-        return "No runs yet."
-    images, epochs = results[0].summary["images"], results[0].summary["epochs"]
-    papers = "" if all(_is_papers(r, family_of(r.args["dataset"])) for r in results) else ", not the paper's data"
-    return f"{results[0].data_name}{papers}: {images:,} test images, {epochs} epochs."
+    return f"{scored_on(results)}, {results[0].summary['epochs']} epochs." if results else "No runs yet."
 
 
 def accuracy_table(table, results, data=None, commands=False, brief=False):

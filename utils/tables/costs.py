@@ -2,17 +2,17 @@
 
 import statistics
 
-from utils.tables.accuracy import heading
+from utils.tables.accuracy import scored_on
 from utils.tables.leaderboard import packed_bytes
 from utils.tables.markdown import markdown_table, mean_std
 from utils.tables.results import by_images, identity
 from utils.tables.runs import is_full_precision, network_name
 
-HEADER = ("network", "last %", "gap to FP", "OPs 1e6", "MB")
+HEADER = ("network", "epochs", "last %", "gap to FP", "OPs 1e6", "MB")
 NOTE = (
-    "Top-1 accuracy in % after the last epoch, mean ± standard deviation (number of seeds); gap: from full precision, "
-    "on the same images for as many epochs (those of the last of two stages). OPs = BOPs / 64 + FLOPs of an image of "
-    "this size; MB: the packed file, and of full precision 4 bytes a parameter. Networks with real weights and 1-bit "
+    "Top-1 accuracy in % after the last epoch, mean ± standard deviation (number of seeds); gap: from the "
+    "full-precision network that was trained longest on the same images. OPs = BOPs / 64 + FLOPs of an image of this "
+    "size; MB: the packed file, and of full precision 4 bytes a parameter. Networks with real weights and 1-bit "
     "activations, the first of two stages, are left out."
 )
 
@@ -27,7 +27,17 @@ def _networks(group):
     for result in filter(_is_shown, group):
         found.setdefault((identity(result.args), result.schedule), {})[result.args["seed"]] = result
     networks = [list(seeds.values()) for seeds in found.values()]
-    return sorted(networks, key=lambda runs: (not is_full_precision(runs[0].args), _ops(runs[0]) or 0))
+    return sorted(networks, key=lambda runs: (_is_binary(runs), _ops(runs[0]) or 0))
+
+
+def _is_binary(runs):
+    return not is_full_precision(runs[0].args)
+
+
+def _epochs(runs):
+    """Of a run, as text; of two stages "10 + 10"."""
+    epochs, stage = runs[0].summary["epochs"], runs[0].args.get("stage")
+    return {"both": f"{epochs} + ", "2": "stage 1 + "}.get(stage, "") + str(epochs)
 
 
 def _ops(result):
@@ -50,7 +60,7 @@ def _row(runs, twin):
     gap = f"{_mean(runs) - _mean(twin):+.2f}" if twin and twin is not runs else "-"
     ops, megabytes = _ops(runs[0]), _megabytes(runs[0])
     costs = ["-" if ops is None else f"{ops / 1e6:.1f}", "-" if megabytes is None else f"{megabytes:.2f}"]
-    return [network_name(runs[0].args), mean_std([r.top1 for r in runs]), gap, *costs]
+    return [network_name(runs[0].args), _epochs(runs), mean_std([r.top1 for r in runs]), gap, *costs]
 
 
 def _table(group):
@@ -58,12 +68,13 @@ def _table(group):
     networks = _networks(group)
     if not networks:
         return []
-    twin = networks[0] if is_full_precision(networks[0][0].args) else None
+    real = [runs for runs in networks if not _is_binary(runs)]
+    twin = max(real, key=lambda runs: runs[0].summary["epochs"], default=None)
     rows = [_row(runs, twin) for runs in networks]
-    return [f"{heading(group)} At {group[0].image_size}.", "", *markdown_table(HEADER, rows), ""]
+    return [f"{scored_on(group)} at {group[0].image_size}.", "", *markdown_table(HEADER, rows), ""]
 
 
 def costs_table(results):
-    """Markdown of accuracy beside cost: a table per set of images, their size and number of epochs."""
-    lines = [line for group in by_images(results) for line in _table(group)]
+    """Markdown of accuracy beside cost: a table per set of images and their size."""
+    lines = [line for group in by_images(results, same_epochs=False) for line in _table(group)]
     return "\n".join([*lines, NOTE]) if lines else "No runs yet."

@@ -101,14 +101,14 @@ class Result:
 
     @property
     def images_of(self):
-        """What two runs must share to be compared: the data, the test images themselves, and the epochs."""
+        """What two runs share whose accuracies are of the same images: the data, and the test images themselves."""
         images = self.summary["data"].get("test_fingerprint") or f"{self.data_name} at {self.image_size}"
-        return (self.args["dataset"], str(images), self.summary["epochs"])
+        return (self.args["dataset"], str(images))
 
     @property
     def schedule(self):
-        """What two runs must share to be seeds of one figure: the above, and the optimizer's settings."""
-        return (*self.images_of, *(str(self.args.get(name)) for name in OPTIMIZER))
+        """What two runs must share to be seeds of one figure: the above, epochs, and the optimizer's settings."""
+        return (*self.images_of, self.summary["epochs"], *(str(self.args.get(name)) for name in OPTIMIZER))
 
 
 def _fits(value, known):
@@ -181,10 +181,10 @@ def seeds_of(results, flags):
     return dict(sorted(groups.items()))
 
 
-def by_images(results):
-    """[[Result, ...], ...]: the runs that can be compared with each other, on the same images for as many epochs; of
-    those on the same images the longest first."""
+def by_images(results, same_epochs=True):
+    """[[Result, ...], ...]: the runs on the same images and, with same_epochs, for as many epochs: of those on the same
+    images the longest first."""
     groups = {}
     for result in results:
-        groups.setdefault(result.images_of, []).append(result)
-    return [groups[key] for key in sorted(groups, key=lambda key: (*key[:2], -key[2]))]
+        groups.setdefault((*result.images_of, -result.summary["epochs"] if same_epochs else 0), []).append(result)
+    return [groups[key] for key in sorted(groups)]
