@@ -94,11 +94,11 @@ def test_load_model_rebuilds_the_network(finished):
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, tiny_folder):
     flags = ["--dataset", "folder", "--data-dir", tiny_folder, "--method", "irnet", "--ires", "--lam", 0.9,
              "--recovery", "cirec", "--epochs", 3, "--deterministic", *QUICK]  # fmt: skip
-    command = [sys.executable, "-m", "cifar.train", *map(str, flags), "--output-dir"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, whole], cwd=ROOT, check=True, env=environment, stdout=subprocess.DEVNULL)
-    process = subprocess.Popen([*command, killed], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    run(*flags, "--output-dir", whole)
+    command = [sys.executable, "-m", "cifar.train", *map(str, flags), "--output-dir", killed]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("epoch 1/3"):
             time.sleep(0.05)
@@ -109,8 +109,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, tiny_folder):
     # What a kill in the middle of writing leaves behind must not matter either.
     with (killed / "metrics.csv").open("a") as file:
         file.write("2,0.1,nonsense\n")
-    resume = [sys.executable, "-m", "cifar.train", "--resume", "--output-dir", killed]
-    subprocess.run(resume, cwd=ROOT, check=True, env=environment, stdout=subprocess.DEVNULL)
+    run("--resume", "--output-dir", killed)
     assert (whole / "metrics.csv").read_bytes() == (killed / "metrics.csv").read_bytes()
     first, second = (torch.load(d / "last.pt", weights_only=True) for d in (whole, killed))
     assert all(torch.equal(first["model"][k], second["model"][k]) for k in first["model"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models import build_model
+from modules.binarize import EDE, TrainingAwareSTE
 from modules.progress import set_progress, start_epoch
 from modules.restriction import ThriftyIResLoss
 from utils.training import runtime
@@ -44,6 +45,9 @@ def losses_of(compiled, method="bireal", device="cpu"):
     torch.manual_seed(0)
     model = build_model("resnet20", method=method, recovery="cirec").to(device)
     step = ThriftyIResLoss(model, cross_entropy, lam=0.9).double().to(memory_format=torch.channels_last)
+    for module in step.modules():
+        for name in ("k", "t") if isinstance(module, (EDE, TrainingAwareSTE)) else ():
+            setattr(module, name, getattr(module, name).float())  # scalars of float64 are traced twice
     compiled(step)
     optimizer = torch.optim.SGD(step.parameters(), 0.01, momentum=0.9)
     generator = torch.Generator().manual_seed(1)

@@ -98,13 +98,11 @@ def test_only_regular_files_are_replaced(tmp_path):
 
 def test_ctrl_c_saves_and_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, tiny_folder):
     flags = ["--dataset", "folder", "--data-dir", tiny_folder, "--epochs", 3, "--deterministic", *QUICK]
-    command = [sys.executable, "-m", "cifar.train", *map(str, flags), "--output-dir"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, tmp_path / "whole"], cwd=ROOT, check=True, env=environment, stdout=subprocess.DEVNULL)
+    run(*flags, "--output-dir", tmp_path / "whole")
     process = subprocess.Popen(
-        [*command, tmp_path / "run"],
+        [sys.executable, "-m", "cifar.train", *map(str, flags), "--output-dir", tmp_path / "run"],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -117,10 +115,7 @@ def test_ctrl_c_saves_and_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, t
     assert process.returncode == 130
     assert "stopped by Ctrl-C" in errors
     assert "Traceback" not in errors
-    subprocess.run(
-        [sys.executable, "-m", "cifar.train", "--resume", "--output-dir", tmp_path / "run"],
-        cwd=ROOT, check=True, env=environment, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    run("--resume", "--output-dir", tmp_path / "run")
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
 
 
