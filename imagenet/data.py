@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.transforms import ConvertImageDtype, v2
 
 from utils.command import UsageError, available_cpus, bounded_int
-from utils.images import MEAN, STD, scan
+from utils.images import MEAN, STD, read_image, scan
 from utils.training import distributed
 
 FOLDERS = {"train": ("train", "ILSVRC2012_img_train"), "val": ("val", "ILSVRC2012_img_val")}
@@ -131,6 +131,19 @@ def use_labels_of(folder, classes, num_classes):
     if unknown:
         raise UsageError(f"{folder.root} has class folders that the network does not know: {', '.join(unknown[:5])}")
     folder.samples = [(path, labels[folder.classes[label]]) for path, label in folder.samples]
+
+
+def val_batches(data_dir, contents, model, batch_size):
+    """Yield (images (N, 3, size, size), labels (N,)) of DIR/val as a checkpoint's network takes them, in this process.
+
+    Raises UsageError if the folder is none, or its classes are not the network's.
+    """
+    folder = open_split(data_dir, "val")
+    use_labels_of(folder, contents.data.get("classes"), model.fc.out_features)
+    transform = eval_transform(contents.image_size[0])
+    for start in range(0, len(folder), batch_size):
+        samples = folder.samples[start : start + batch_size]
+        yield torch.stack([transform(read_image(path)) for path, _ in samples]), torch.tensor([y for _, y in samples])
 
 
 def describe(train, test, size):

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from models import build_model
+from utils import checkpoint
 from utils.tables import flatness
 from utils.tables.results import collect
 
@@ -39,10 +41,21 @@ def test_flatness_by_hand():
     assert figures["paper_0.9"] == "0.1250"
 
 
+def test_flatness_of_photographs(small_tree, tmp_path):
+    config = {"arch": "resnet18", "dataset": "imagenet", "variant": "d", "num_classes": 4}
+    data = {"dataset": "imagenet", "image_size": 64}
+    contents = {"network": config, "data": data, "model": build_model(**config).state_dict()}
+    checkpoint.save(tmp_path / "x.pt", contents)
+    (row,) = flatness.measure([tmp_path / "x.pt"], "imagenet", small_tree, folder=tmp_path)
+    assert (row["network"], row["data"], row["images"]) == ("x", "small", "16")
+    assert 0 < float(row["smallest"]) <= float(row["median"]) <= 1
+    assert float(row["quantile_0.15"]) == pytest.approx(0.15, abs=0.02)
+
+
 def test_mistakes_in_flatness_get_one_line(tmp_path, fails, capsys):
-    checkpoint = ROOT / "checkpoints" / "digits" / "baseline.packed"
+    network = ROOT / "checkpoints" / "digits" / "baseline.packed"
     out = tmp_path / "out.csv"
-    flatness.main(["--checkpoint", str(checkpoint), "--output", str(out)])
+    flatness.main(["--checkpoint", str(network), "--output", str(out)])
     capsys.readouterr()
     flatness.main(["--show", str(out)])
     assert "baseline | digits, 360 images |" in capsys.readouterr().out
@@ -50,7 +63,7 @@ def test_mistakes_in_flatness_get_one_line(tmp_path, fails, capsys):
     assert fails(flatness.main, "--checkpoint", tmp_path / "none.pt")[0] in (1, 2)
     assert fails(flatness.main, "--show", tmp_path / "none.csv")[0] == 1
     text = out.read_bytes()
-    assert "add --force" in fails(flatness.main, "--checkpoint", checkpoint, "--output", out)[1]
+    assert "add --force" in fails(flatness.main, "--checkpoint", network, "--output", out)[1]
     assert out.read_bytes() == text
     for damaged in (b"", b"\xff\xfe", b"a,b\n1,2\n", text.replace(b"360", b"many"), text[:-10], b'"'):
         out.write_bytes(damaged)

@@ -10,7 +10,6 @@ from utils.checkpoint import open_model
 from utils.checkpoint.packed import is_half
 from utils.command import RunError, UsageError, answering
 from utils.deploy.networks import named_network, packed_network, random_images, use_fast
-from utils.images import read_image
 from utils.training.evaluation import check_classes
 
 TOLERANCE = 1e-4
@@ -95,7 +94,9 @@ def images_for(args, contents, model):
         images = random_images(contents.image_size, args.images, args.seed)
         yield from ((batch, None) for batch in images.split(size))
     elif dataset == "imagenet":
-        yield from _imagenet_batches(args, contents, model, size)
+        from imagenet.data import val_batches  # torchvision, which takes seconds to import
+
+        yield from val_batches(args.data_dir, contents, model, size)
     elif dataset is None:
         raise UsageError("--data-dir needs --dataset, which says how to read it")
     else:
@@ -103,17 +104,6 @@ def images_for(args, contents, model):
         (test,) = load(dataset, args.data_dir, image_size=resized, splits=("test",))
         check_classes(contents, test.classes)
         yield from Batches(test, size)
-
-
-def _imagenet_batches(args, contents, model, size):
-    from imagenet.data import eval_transform, open_split, use_labels_of  # torchvision, which takes seconds to import
-
-    folder = open_split(args.data_dir, "val")
-    use_labels_of(folder, contents.data.get("classes"), model.fc.out_features)
-    transform = eval_transform(contents.image_size[0])
-    for start in range(0, len(folder.samples), size):
-        samples = folder.samples[start : start + size]
-        yield torch.stack([transform(read_image(path)) for path, _ in samples]), torch.tensor([y for _, y in samples])
 
 
 class _Accuracies:

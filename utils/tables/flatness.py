@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from cifar import data
+from imagenet.data import val_batches
 from modules.restriction import attention_map, attention_mask
 from utils.checkpoint import open_model
+from utils.checkpoint.network import check_takes
 from utils.command import Parser, RunError, UsageError, command
 from utils.files import output_path, replacing
 from utils.tables.markdown import markdown_table
@@ -50,16 +52,20 @@ def flatness(model, batches):
 
 def measure(paths, dataset, data_dir, folder="checkpoints"):
     """Rows of COLUMNS, a dict per checkpoint, which goes by its path below `folder` without the suffix."""
-    (test,) = data.load(dataset, data_dir, progress=False, splits=("test",))
-    name = dataset if dataset != "folder" else Path(data_dir).resolve().name
+    name = Path(data_dir).resolve().name if data_dir and dataset in ("folder", "imagenet") else dataset
+    if dataset != "imagenet":
+        (test,) = data.load(dataset, data_dir, progress=False, splits=("test",))
     rows = []
     for path in map(Path, paths):
-        model, _ = open_model(path)
-        if tuple(test.images.shape[2:]) != (32, 32):
-            raise UsageError("the images must be 32x32")
+        model, contents = open_model(path)
+        if dataset == "imagenet":
+            batches = val_batches(data_dir, contents, model, 100)
+        else:
+            check_takes(model, test.images.shape[2:], path)
+            batches = data.Batches(test, 500)
         label = path.with_suffix("")
         label = label.relative_to(folder) if label.is_relative_to(folder) else label
-        rows.append({"network": str(label), "data": name, **flatness(model, data.Batches(test, 500))})
+        rows.append({"network": str(label), "data": name, **flatness(model, batches)})
     return rows
 
 
@@ -88,8 +94,8 @@ def markdown(rows):
 
 def build_parser():
     parser = Parser(prog="utils.tables.flatness", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", nargs="+", metavar="PATH", default=[], help="networks of 32x32 images")
-    parser.add_argument("--dataset", choices=data.DATASETS, default="digits", help="whose test images")
+    parser.add_argument("--checkpoint", nargs="+", metavar="PATH", default=[], help="networks")
+    parser.add_argument("--dataset", choices=(*data.DATASETS, "imagenet"), default="digits", help="whose test images")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
     parser.add_argument("--output", metavar="CSV", help="write what was measured")
     parser.add_argument("--force", action="store_true", help="replace --output if it exists")
