@@ -1,12 +1,13 @@
 """Evaluate the committed checkpoints, and compare each with what its run measured after its last epoch.
 
-checkpoints/NAME.packed, or .pt, is the network that the run in results/NAME ended with. What a run on CIFAR-10 gave is
-verified where the same images are to be had; other images are scored, and nothing is concluded.
+checkpoints/NAME.packed, or .pt, is the network that the run in results/NAME ended with. What a run on CIFAR-10 or on
+photographs gave is verified where the same images are to be had; other images are scored, and nothing is concluded.
 """
 
 from pathlib import Path
 
 from cifar import data
+from imagenet.data import val_batches
 from utils.checkpoint import open_model
 from utils.command import Parser, RunError, UsageError, answering, command
 from utils.tables.markdown import markdown_table
@@ -46,12 +47,33 @@ def test_images(dataset, size, data_dir):
 
 
 def top1(path, images):
-    """Accuracy in % of a checkpoint over an ImageSet. Raises RunError if it does not fit."""
-    model, _ = open_model(path)
+    """Accuracy in % of a checkpoint over an ImageSet, or over DIR/val of photographs, and the number of these images.
+
+    Raises RunError if it does not fit.
+    """
+    model, contents = open_model(path)
     float32 = runtime.Precision(runtime.choose_device("cpu"), None)
+    if isinstance(images, data.ImageSet):
+        batches, count = data.evaluation_batches(images, 500), len(images)
+    else:
+        batches, count = val_batches(images, contents, model, 100), None
     with answering(f"{path} does not fit the images or their classes"):
-        tested = metrics.evaluate(model, data.evaluation_batches(images, 500), len(images), cross_entropy, float32)
-    return tested["top1"]
+        tested = metrics.evaluate(model, batches, count, cross_entropy, float32)
+    return tested["top1"], tested["images"]
+
+
+def verdict(result, measured, count, fingerprint):
+    """What an accuracy in % over `count` images says of a run: "as promised", "NOT as promised", or why nothing.
+
+    fingerprint: of an ImageSet; None of photographs, which are known by their number alone.
+    """
+    known = result.summary["data"].get("test_fingerprint") if fingerprint else result.summary["images"]
+    if known is None:
+        return "its run does not say on which images"
+    if known != (fingerprint or count):
+        return "other images than the run's"
+    kept = abs(measured - result.top1) <= 100 * may_differ(count) / count + 1e-9
+    return "as promised" if kept else "NOT as promised"
 
 
 def may_differ(images):
@@ -63,6 +85,7 @@ def build_parser():
     parser = Parser(prog="utils.tables.verify", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoints", metavar="DIR", default="checkpoints")
     parser.add_argument("--results", metavar="DIR", default="results")
+    parser.add_argument("--photographs", metavar="DIR", help="Imagenette, DIR/val/<class>/")
     parser.add_argument("--data-dir", metavar="DIR", help="CIFAR-10, as torchvision has it or DIR/test/<class>/")
     return parser
 
@@ -72,24 +95,21 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     sets, rows, wrong = {}, [], []
     for path, result in pairs(args.checkpoints, args.results):
-        promised = result.summary["top1_last"]
+        photographs = result.args["dataset"] == "imagenet"
         key = result.args["dataset"], result.args.get("image_size")
         if key not in sets:
-            sets[key] = test_images(*key, args.data_dir)
-        images, score, verdict = sets[key], "-", "not evaluated: it needs --data-dir"
-        if images is not None:
-            measured = top1(path, images)
+            sets[key] = args.photographs if photographs else test_images(*key, args.data_dir)
+        images, score = sets[key], "-"
+        if images is None:
+            said = f"not evaluated: it needs {'--photographs' if photographs else '--data-dir'}"
+        else:
+            measured, count = top1(path, images)
             score = f"{measured:.2f}"
-            known = result.summary["data"].get("test_fingerprint")
-            if images.fingerprint() != known:
-                verdict = "other images than the run's" if known else "its run does not say on which images"
-            elif abs(measured - promised) <= 100 * may_differ(len(images)) / len(images) + 1e-9:
-                verdict = "as promised"
-            else:
-                verdict = "NOT as promised"
-                wrong.append(str(path))
+            said = verdict(result, measured, count, None if photographs else images.fingerprint())
+        if said == "NOT as promised":
+            wrong.append(str(path))
         trained = f"{result.data_name}, {result.summary['epochs']} epochs"
-        rows.append([path, f"{path.stat().st_size / 1e3:.0f}", trained, f"{promised:.2f}", score, verdict])
+        rows.append([path, f"{path.stat().st_size / 1e3:.0f}", trained, f"{result.top1:.2f}", score, said])
     header = ["checkpoint", "kB", "trained on", "promised %", "measured %", "verdict"]
     print(*markdown_table(header, rows), sep="\n")
     if wrong:
