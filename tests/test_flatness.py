@@ -20,7 +20,7 @@ def test_flatness_of_the_committed_networks_is_what_the_page_says(monkeypatch):
     assert measured[0].keys() == committed.keys()
     for name in flatness.COLUMNS[3:]:
         assert float(measured[0][name]) == pytest.approx(float(committed[name]), abs=2e-3)
-    for path, data in (("cifar10", "folder"), ("digits", "digits")):
+    for path, data in (("cifar10", "folder"), ("digits", "digits"), ("imagenette", "imagenet")):
         for row in flatness.read(f"results/flatness_{path}.csv"):
             (run,) = [r for r in collect(["results"]) if r.name == row["network"]]
             assert run.args["dataset"] == data
