@@ -78,8 +78,9 @@ def _leave_signals_to_trainer(worker):
     # A terminal's Ctrl-C goes to a whole process group, Slurm's SIGTERM to every process of a job. The trainer, which
     # answers them, still needs its workers. They end with it all the same, or when it says so.
     os.setpgid(0, 0)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_the_trainer_says_so, daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_trainer_says_so, daemon=True).start()
 
 
 def _end_when_the_trainer_says_so():

@@ -177,7 +177,11 @@ convolutions, ReCU goes by the names."""
 
 
 def build_optimizer(args, model):
-    """Adam or SGD; the weight decay is for the parameters that --decay says."""
+    """Adam or SGD; the weight decay is for the parameters that --decay says.
+
+    Fused: one pass over the weights instead of ten, which a CPU feels. It takes weights and gradients in the order that
+    they have in memory, and relies on autograd to lay out a gradient as its parameter.
+    """
     owners = dict(model.named_modules())
     is_decayed = DECAY[args.decay or ("all" if args.optimizer == "sgd" else "convs")]
     groups = {True: [], False: []}
@@ -186,8 +190,8 @@ def build_optimizer(args, model):
     options = [{"params": groups[True], "weight_decay": args.weight_decay}, {"params": groups[False]}]
     options = [group for group in options if group["params"]]
     if args.optimizer == "sgd":
-        return SGD(options, args.lr, args.momentum, nesterov=args.momentum > 0)
-    return Adam(options, args.lr)
+        return SGD(options, args.lr, args.momentum, nesterov=args.momentum > 0, fused=True)
+    return Adam(options, args.lr, fused=True)
 
 
 @command

@@ -91,6 +91,9 @@ def check_state(own, stored, name="state"):
 def check_optimizer(optimizer, stored):
     """Raise ValueError unless `stored` is a state_dict of `optimizer`: its groups, and tensors of its parameters."""
     own = optimizer.state_dict()
+    for mine, theirs in zip(own["param_groups"], stored["param_groups"]):
+        if isinstance(theirs.get("fused"), bool | None):
+            mine["fused"] = theirs.get("fused")  # the same in another way: a run goes on in that it began in
     check_state(own["param_groups"], stored.get("param_groups"), "param_groups")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, state in stored["state"].items():
