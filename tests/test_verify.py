@@ -114,7 +114,8 @@ def test_the_committed_checkpoints_are_small_and_have_runs():
     root = Path(__file__).parent.parent
     found = verify.pairs(root / "checkpoints", root / "results")
     assert {"digits", "folder", "imagenet"} == {result.args["dataset"] for _, result in found}
-    assert max(path.stat().st_size for path, _ in found) < 3e6
+    for path, result in found:
+        assert path.stat().st_size < (3e6 if result.args["dataset"] == "imagenet" else 1e6)
 
 
 def test_the_committed_networks_keep_their_promises_on_digits(monkeypatch, capsys):
