@@ -10,6 +10,33 @@ from modules.binarize import BiRealSTE, ClipSTE
 
 BITS = (1, 32)
 
+_MOST_ROWS = 16
+"""Output pixels of a batch per output channel, up to which the weights' gradient is faster as a product of matrices."""
+
+
+def _is_faster_as_a_product(signs, grad, dilation, groups):
+    """Whether `_weight_gradient` is: wide layers wait while PyTorch reorders what oneDNN gives."""
+    if signs.device.type != "cpu" or groups != 1 or tuple(dilation) != (1, 1):
+        return False
+    rows = grad.shape[0] * grad.shape[2] * grad.shape[3]
+    order = torch.channels_last
+    in_order = signs.is_contiguous(memory_format=order) and grad.is_contiguous(memory_format=order)
+    return in_order and rows <= _MOST_ROWS * grad.shape[1]
+
+
+def _weight_gradient(signs, grad, kernel_size, stride, padding):
+    """Gradient (C_out, C_in, kH, kW), in channels_last, of a convolution's weights, as a product of two matrices.
+
+    signs (N, C_in, H, W) in 8 bits and grad (N, C_out, H', W'), both in channels_last.
+    """
+    vertical, horizontal = padding
+    windows = F.pad(signs.permute(0, 2, 3, 1), (0, 0, horizontal, horizontal, vertical, vertical))
+    for dim, (size, step) in enumerate(zip(kernel_size, stride), start=1):
+        windows = windows.unfold(dim, size, step)  # (N, H', W', C_in, kH, kW) in the end
+    rows = windows.permute(0, 1, 2, 4, 5, 3).reshape(grad.shape[0] * grad.shape[2] * grad.shape[3], -1)
+    product = grad.permute(0, 2, 3, 1).reshape(len(rows), -1).t() @ rows.to(grad.dtype)
+    return product.view(-1, *kernel_size, signs.shape[1]).permute(0, 3, 1, 2)
+
 
 class _SignConv2d(torch.autograd.Function):
     """F.conv2d of signs, which it keeps for the backward pass in 8 bits: exact, and a quarter of the memory."""
@@ -25,11 +52,15 @@ class _SignConv2d(torch.autograd.Function):
     def backward(ctx, grad):
         signs, weight = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
+        wanted, weight_grad = ctx.needs_input_grad[:3], None
+        if wanted[1] and _is_faster_as_a_product(signs, grad, dilation, groups):
+            weight_grad = _weight_gradient(signs, grad, weight.shape[2:], stride, padding)
+            wanted = (wanted[0], False, wanted[2])
         grads = torch.ops.aten.convolution_backward(
             grad, signs.to(grad.dtype), weight.to(grad.dtype), ctx.bias_sizes,
-            stride, padding, dilation, False, (0, 0), groups, ctx.needs_input_grad[:3],
+            stride, padding, dilation, False, (0, 0), groups, wanted,
         )  # fmt: skip
-        return (*grads, None, None, None, None)
+        return grads[0], grads[1] if weight_grad is None else weight_grad, grads[2], None, None, None, None
 
 
 class BinaryConv2d(nn.Conv2d):

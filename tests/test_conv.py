@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import modules.conv as conv_module
 from modules.activations import LearnedShift, SelfDistributionShift
 from modules.binarize import BiRealSTE
 from modules.conv import BinaryConv2d
@@ -40,6 +41,30 @@ def test_binary_convolution_of_signs_is_an_integer_and_padding_is_zero():
     signs = torch.where(x >= 0, 1.0, -1.0)
     weight = torch.where(conv.weight >= 0, 1.0, -1.0)
     assert torch.equal(out, nn.functional.conv2d(signs, weight, padding=1))
+
+
+@pytest.mark.parametrize(("size", "kernel_size", "stride", "padding"), [
+    ((2, 2), 3, 1, 1), ((7, 5), 3, 2, 1), ((6, 9), (3, 1), (1, 2), (2, 0)), ((4, 4), 1, 2, 0),
+])  # fmt: skip
+@pytest.mark.parametrize("frozen_input", [False, True])
+def test_the_weights_gradient_as_a_product_of_matrices(size, kernel_size, stride, padding, frozen_input, monkeypatch):
+    """Against autograd's of an ordinary convolution of the same signs, in float64; wide enough to take the product."""
+    taken = []
+    product = conv_module._weight_gradient
+    monkeypatch.setattr(conv_module, "_weight_gradient", lambda *args: taken.append(args) or product(*args))
+    conv = BinaryConv2d(40, 96, kernel_size, stride, padding).double().to(memory_format=torch.channels_last)
+    x = torch.randn(3, 40, *size, dtype=torch.float64).to(memory_format=torch.channels_last)
+    x.requires_grad_(not frozen_input)
+    out = conv(x)
+    grad = torch.randn_like(out)
+    wanted = [conv.weight, conv.bias] if frozen_input else [conv.weight, conv.bias, x]
+    ours = torch.autograd.grad(out, wanted, grad)
+    plain = nn.functional.conv2d(conv.quantized_input(x), conv.quantized_weight(), conv.bias, stride, padding)
+    theirs = torch.autograd.grad(plain, wanted, grad)
+    assert len(taken) == 1
+    for a, b in zip(ours, theirs):
+        assert a.stride() == b.stride()
+        assert (a - b).abs().max() < 1e-12 * b.abs().max()
 
 
 @pytest.mark.parametrize("bits", [0, 2, 8])
