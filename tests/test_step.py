@@ -1,4 +1,4 @@
-"""The ImageNet step: what makes it fast on a CPU changes no bit of its gradients."""
+"""The ImageNet step: what makes it fast on a CPU changes no bit of its gradients, or their rounding alone."""
 
 import resource
 
