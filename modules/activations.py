@@ -107,7 +107,7 @@ class _PReLU(torch.autograd.Function):
 
 
 class PReLU(nn.PReLU):
-    """nn.PReLU of x (N, C, H, W), one learned slope per channel; its backward takes a CPU a fraction of PyTorch's time."""
+    """nn.PReLU of x (N, C, H, W), one learned slope per channel; faster backward than PyTorch's on a CPU."""
 
     def forward(self, x):
         return _PReLU.apply(x, self.weight.to(x.dtype)) if x.is_cpu else super().forward(x)
