@@ -33,8 +33,8 @@ def _weight_gradient(signs, grad, kernel_size, stride, padding):
     windows = F.pad(signs.permute(0, 2, 3, 1), (0, 0, horizontal, horizontal, vertical, vertical))
     for dim, (size, step) in enumerate(zip(kernel_size, stride), start=1):
         windows = windows.unfold(dim, size, step)  # (N, H', W', C_in, kH, kW) in the end
-    rows = windows.permute(0, 1, 2, 4, 5, 3).reshape(grad.shape[0] * grad.shape[2] * grad.shape[3], -1)
-    product = grad.permute(0, 2, 3, 1).reshape(len(rows), -1).t() @ rows.to(grad.dtype)
+    rows = windows.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(0, 2).to(grad.dtype)
+    product = grad.permute(0, 2, 3, 1).flatten(0, 2).t() @ rows
     return product.view(-1, *kernel_size, signs.shape[1]).permute(0, 3, 1, 2)
 
 
