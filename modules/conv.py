@@ -52,15 +52,15 @@ class _SignConv2d(torch.autograd.Function):
     def backward(ctx, grad):
         signs, weight = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
-        wanted, weight_grad = ctx.needs_input_grad[:3], None
-        if wanted[1] and _is_faster_as_a_product(signs, grad, dilation, groups):
-            weight_grad = _weight_gradient(signs, grad, weight.shape[2:], stride, padding)
-            wanted = (wanted[0], False, wanted[2])
-        grads = torch.ops.aten.convolution_backward(
-            grad, signs.to(grad.dtype), weight.to(grad.dtype), ctx.bias_sizes,
-            stride, padding, dilation, False, (0, 0), groups, wanted,
+        input_wanted, weight_wanted, bias_wanted = ctx.needs_input_grad[:3]
+        as_product = weight_wanted and _is_faster_as_a_product(signs, grad, dilation, groups)
+        input_grad, weight_grad, bias_grad = torch.ops.aten.convolution_backward(
+            grad, signs.to(grad.dtype), weight.to(grad.dtype), ctx.bias_sizes, stride, padding, dilation,
+            False, (0, 0), groups, (input_wanted, weight_wanted and not as_product, bias_wanted),
         )  # fmt: skip
-        return grads[0], grads[1] if weight_grad is None else weight_grad, grads[2], None, None, None, None
+        if as_product:
+            weight_grad = _weight_gradient(signs, grad, weight.shape[2:], stride, padding)
+        return input_grad, weight_grad, bias_grad, None, None, None, None
 
 
 class BinaryConv2d(nn.Conv2d):
