@@ -139,6 +139,37 @@ def test_only_what_was_run(runs, capsys):
     assert any("IR²Net" in line for line in out)
 
 
+def test_runs_of_several_folders_are_named_from_the_one_that_these_are_in(tmp_path, capsys):
+    for folder in ("short", "long"):
+        write_run(tmp_path / folder / "fp" / "seed0", 99.0, **FP, **CIFAR10)
+    (tmp_path / "link").symlink_to(tmp_path / "long")
+    names = [line.split(" | ")[0] for line in lines(capsys, "runs", "--runs", *sorted(tmp_path.glob("*o*")))[2:]]
+    assert names == ["| long/fp/seed0", "| short/fp/seed0"]
+    names = [line.split(" | ")[0] for line in lines(capsys, "runs", "--runs", tmp_path / "link")[2:]]
+    assert names == ["| fp/seed0"]
+
+
+def test_accuracy_over_the_length_of_training(runs, capsys):
+    write_run(runs / "baseline", 90.0, **CIFAR10)
+    write_run(runs / "full" / "longer", 99.5, epochs=9, **FP, **CIFAR10)
+    write_run(runs / "longest", 98.5, epochs=20, ires=True, recovery="cirec", **CIFAR10)
+    write_run(runs / "vgg", 97.0, arch="vgg_small", **CIFAR10)
+    assert lines(capsys, "lengths", "--runs", runs) == [
+        "copy: 360 test images.",
+        "",
+        "| ResNet-20 | 5 epochs, % | gap | 9 epochs, % | gap | 20 epochs, % | gap | paper's gap, 500 epochs |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| FP | 99.00 | - | 99.50 | - | - | - | - |",
+        "| Baseline | 90.00 | -9.00 | - | - | - | - | -5.6 |",
+        "| IR²Net (IRes + CIRec) | 96.00 | -3.00 | 98.00 | -1.50 | 98.50 | - | -3.6 |",
+    ]
+    write_run(runs / "digits", 90.0)
+    out = lines(capsys, "lengths", "--runs", runs / "digits", "--data", "digits")
+    assert out[0] == "digits, not the paper's data: 360 test images."
+    assert out[4:] == ["| Baseline | 90.00 | - | - |"]
+    assert lines(capsys, "lengths", "--runs", runs / "vgg") == ["No runs yet."]
+
+
 def test_what_an_accuracy_costs(tmp_path, capsys):
     """Full precision first, its longest run the twin of all, then by OPs; first stages and other data are no rows."""
     photographs = {"dataset": "imagenet", "arch": "resnet18", "data_dir": "data/photographs"}

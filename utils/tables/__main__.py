@@ -7,6 +7,7 @@ from utils.tables import table6
 from utils.tables.accuracy import accuracy_table
 from utils.tables.costs import costs_table
 from utils.tables.leaderboard import leaderboard
+from utils.tables.lengths import lengths_table
 from utils.tables.paper import TABLES
 from utils.tables.plots import curves_table, plot_curves, plot_lambda
 from utils.tables.results import collect, of_data
@@ -14,9 +15,12 @@ from utils.tables.runs import masked_table, runs_table
 
 HELP = (
     "the paper's table; runs: every run found; masked: what IRes masked in each; curves: accuracy over epochs; "
-    "costs: accuracy beside OPs and size; leaderboard: every method with and without CIRec"
+    "lengths: accuracy over the number of epochs; costs: accuracy beside OPs and size; leaderboard: every method with "
+    "and without CIRec"
 )
-LISTS = {"runs": runs_table, "masked": masked_table, "curves": curves_table, "costs": costs_table}
+LISTS = {
+    "runs": runs_table, "masked": masked_table, "curves": curves_table, "lengths": lengths_table, "costs": costs_table,
+}  # fmt: skip
 PLOTS = {"fig7": plot_lambda, "curves": plot_curves}
 
 

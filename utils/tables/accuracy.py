@@ -26,7 +26,7 @@ def _is_papers(result, family):
     return result.is_imagenet if family == IMAGENET else result.is_cifar10
 
 
-def _filled_by(cells, results):
+def filled_by(cells, results):
     """Those of the results that some cell asks for."""
     wanted = {identity(cell.flags) for cell in cells if cell.flags is not None}
     return [r for r in results if identity(r.args) in wanted]
@@ -133,7 +133,7 @@ def accuracy_table(table, results, data=None, commands=False, brief=False):
         own = [cell for cell in cells if cell.family == family]
         if not own:
             continue
-        runs = _filled_by(own, [r for r in results if family_of(r.args["dataset"]) == family])
+        runs = filled_by(own, [r for r in results if family_of(r.args["dataset"]) == family])
         if data is None:
             left_out |= {r.data_name for r in runs if not _is_papers(r, family)}
             runs = [r for r in runs if _is_papers(r, family)]

@@ -46,7 +46,7 @@ def curves_table(results):
     return "\n".join(markdown_table(["run", "data", "epochs", "half-way %", "last %"], rows))
 
 
-def _draw(curves, xlabel, ylabel, path, columns, points, **style):
+def _draw(curves, xlabel, ylabel, path, columns, points, xscale="linear", **style):
     """Lines {label: (xs, ys)} into an image file, and `points` into the CSV file beside it."""
     import matplotlib
 
@@ -56,7 +56,7 @@ def _draw(curves, xlabel, ylabel, path, columns, points, **style):
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for label, (xs, ys) in curves.items():
         axes.plot(xs, ys, label=label, **style)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale)
     axes.grid(alpha=0.3)
     if curves:
         axes.legend(fontsize="small")
@@ -83,10 +83,11 @@ def plot_lambda(results, path):
 
 
 def plot_curves(results, path):
-    """Draw the test accuracy over the epochs, a line per run."""
+    """Draw the test accuracy over the epochs, a line per run; on a logarithmic axis if they are not equally long."""
     points, curves = curve_points(results), {}
     for name, epoch, accuracy in points:
         xs, ys = curves.setdefault(name.removesuffix("/seed0"), ([], []))
         xs.append(epoch)
         ys.append(float(accuracy))
-    _draw(curves, "epoch", "top-1 accuracy on the test images (%)", path, CURVE_COLUMNS, points)
+    scale = "log" if len({len(xs) for xs, _ in curves.values()}) > 1 else "linear"
+    _draw(curves, "epoch", "top-1 accuracy on the test images (%)", path, CURVE_COLUMNS, points, scale)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,7 @@ NEEDED = {"dataset", "arch", "seed", *SUMMARY_TYPES} - {"bops", "flops"}
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its name (path below the folder searched), flags (args.json) and outcome (summary.json)."""
+    """A finished run: its name (path below the folders searched), flags (args.json) and outcome (summary.json)."""
 
     name: str
     path: Path
@@ -138,13 +139,14 @@ def _result(folder, path):
     args = {**DEFAULTS, **_read(path / ARGS, ARGS_TYPES)}
     summary = _read(path / SUMMARY, SUMMARY_TYPES)
     identity(args)  # it is a network at all
-    return Result(str(path.relative_to(folder)), path, args, summary)
+    return Result(os.path.relpath(path, folder), path, args, summary)
 
 
 def collect(folders):
-    """All finished runs below `folders`, sorted by path. Raises UsageError for a folder that does not exist, RunError
-    for a run whose files are damaged."""
+    """All finished runs below `folders`, sorted by path, named from the folder that all of these are in. Raises
+    UsageError for a folder that does not exist, RunError for a run whose files are damaged."""
     found, seen = [], set()
+    common = os.path.commonpath([os.path.abspath(folder) for folder in folders])
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise UsageError(f"no folder {folder}")
@@ -153,7 +155,7 @@ def collect(folders):
                 continue
             seen.add(path.resolve())
             try:
-                found.append(_result(folder, path.parent))
+                found.append(_result(common, path.parent))
             except (OSError, ValueError, RecursionError) as error:
                 raise RunError(f"{path.parent} is not a whole run: {error}") from None
     return found
