@@ -121,7 +121,7 @@ def describe_network(
         recovery=recovery,
         ratio=ratio,
         groups=groups,
-        num_classes=num_classes or (1000 if family == IMAGENET else 10),
+        num_classes=_classes(family, num_classes),
         image_size=image_size if arch == "vgg_small" else None,
         backbone=tuple(backbone.items()),
     )
@@ -139,6 +139,15 @@ def _check_names(family, **names):
         if value not in known[name]:
             choices = ", ".join(choice for choice in known[name] if choice)
             raise ValueError(f"no {name} {value!r} for {family} networks" + (f"; known: {choices}" if choices else ""))
+
+
+def _classes(family, num_classes):
+    """num_classes, or the family's usual number where none is given."""
+    if num_classes is None:
+        return 1000 if family == IMAGENET else 10
+    if num_classes < 1:
+        raise ValueError(f"a network has one class at least, not {num_classes}")
+    return num_classes
 
 
 def _recovery(family, arch, recovery, ratio, groups, variant):

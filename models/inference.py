@@ -166,10 +166,18 @@ class _PackedLargeResNet(_Packed, ResNet):
 _SHIFTS = (LearnedShift, SelfDistributionShift, ImageStandardization, ShiftedImageScale)
 
 
+def _is_plain(conv):
+    """Whether a convolution has what the packed ones have: equal sides, zeros around, no bias, groups or dilation."""
+    is_square = all(len(set(pair)) == 1 for pair in (conv.kernel_size, conv.stride, conv.padding, conv.dilation))
+    return is_square and conv.bias is None and conv.groups == conv.dilation[0] == 1 and conv.padding_mode == "zeros"
+
+
 def _conv(conv):
     """(packed convolution, its scale or None): what the scale belongs to comes after the convolution."""
     if conv.weight_bits != 1:
         raise ValueError("weights of 32 bits cannot be packed: the network needs 1-bit weights")
+    if not _is_plain(conv):
+        raise ValueError(f"no packed form of {conv}: of a bias, groups, dilation, unequal sides or other padding")
     _, scale, offset = conv.binary_weight()
     scale = None if scale is None else scale.detach()
     if conv.activation_bits == 32:
@@ -237,7 +245,10 @@ def pack_network(model, in_place=False):
 
     It gives the same logits, has `features` and `classify`, runs on the
     CPU in float32, and cannot be trained. With 1-bit weights and activations its binary convolutions are `XnorConv2d`;
-    with 32-bit activations they run in floating point. Raises ValueError for 32-bit weights.
+    with 32-bit activations they run in floating point. Raises ValueError for 32-bit weights, and for binary
+    convolutions with what no network of build_model gives them: a bias, groups, dilation.
+    It is for running: of changes after the first call it notices `load_state_dict` of the whole network, no others, and
+    hooks of its modules are called within `features` and `classify` alone.
     in_place: turn `model` itself.
     """
     model = model if in_place else copy.deepcopy(model)

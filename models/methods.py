@@ -22,7 +22,6 @@ class Method:
     refused: {(weight_bits, activation_bits): why they make no sense for the method}.
     """
 
-    title: str
     conv: dict
     network: dict
     network_1w32a: dict = field(default_factory=dict)
@@ -35,7 +34,6 @@ class Method:
 
     def conv_factory(self, family, weight_bits, activation_bits):
         """BinaryConv2d with this method's estimators and transforms; no bias."""
-        self.check_bits(weight_bits, activation_bits)
         kwargs = self.conv[family]
         return partial(BinaryConv2d, bias=False, weight_bits=weight_bits, activation_bits=activation_bits, **kwargs)
 
@@ -75,25 +73,25 @@ _RECU_CONV = {
 _QUIET_IMAGENET = {"act": "hardtanh", "shortcut": "conv", "norm_gain": 1e-8}
 
 METHODS = {
-    "bireal": Method(
-        "Bi-Real STE, no scale (IR²Net's baseline)",
+    "bireal": Method(  # Bi-Real STE, no scale (IR²Net's baseline)
         conv=_both(weight_binarizer=ClipSTE, activation_binarizer=BiRealSTE),
         network={CIFAR: {"act": "hardtanh"}, IMAGENET: _BIREAL_IMAGENET},
     ),
-    "bnn": Method(
-        "BNN: clipped STE on both",
+    "bnn": Method(  # BNN: clipped STE on both
         conv=_both(weight_binarizer=ClipSTE, activation_binarizer=ClipSTE),
         network={CIFAR: {"act": "hardtanh"}, IMAGENET: _BIREAL_IMAGENET},
     ),
-    "xnor": Method(
-        "XNOR-Net: BNN with a scale per output channel",
+    "xnor": Method(  # XNOR-Net: BNN with a scale per output channel
         conv=_both(weight_binarizer=ClipSTE, activation_binarizer=ClipSTE, weight_transform=ChannelScale),
         network={CIFAR: {"act": "hardtanh"}, IMAGENET: _BIREAL_IMAGENET},
         refused={(32, 1): "xnor only adds a scale to binary weights: with real weights it is bnn; use --method bnn"},
     ),
-    "irnet": Method("IR-Net: Libra-PB and EDE", conv=_IRNET_CONV, network=_IRNET_NETWORK, network_1w32a=_IRNET_1W32A),
-    "sdbnn": Method(
-        "SD-BNN: self-distribution of weights and activations",
+    "irnet": Method(  # IR-Net: Libra-PB and EDE
+        conv=_IRNET_CONV,
+        network=_IRNET_NETWORK,
+        network_1w32a=_IRNET_1W32A,
+    ),
+    "sdbnn": Method(  # SD-BNN: self-distribution of weights and activations
         conv={
             CIFAR: {
                 "weight_binarizer": EDE,
@@ -110,8 +108,7 @@ METHODS = {
         },
         network={CIFAR: {"act": "hardtanh"}, IMAGENET: {"act": "prelu", **_BARE_IMAGENET}},
     ),
-    "reactnet": Method(
-        "ReActNet: RSign, RPReLU, scale per output channel",
+    "reactnet": Method(  # ReActNet: RSign, RPReLU, scale per output channel
         conv=_both(
             weight_binarizer=ClipSTE,
             activation_binarizer=BiRealSTE,
@@ -121,8 +118,7 @@ METHODS = {
         network={CIFAR: {"act": "rprelu"}, IMAGENET: {"act": "rprelu", **_BARE_IMAGENET}},
         refused={(1, 32): "reactnet learns where binary activations change sign: it needs --activation-bits 1"},
     ),
-    "rbnn": Method(
-        "RBNN: weights rotated towards their signs",
+    "rbnn": Method(  # RBNN: weights rotated towards their signs
         conv=_both(
             weight_binarizer=TrainingAwareSTE,
             activation_binarizer=partial(TrainingAwareSTE, floor=1.0),
@@ -136,8 +132,7 @@ METHODS = {
             IMAGENET: _QUIET_IMAGENET,
         },
     ),
-    "recu": Method(
-        "ReCU: weights in the tails brought back",
+    "recu": Method(  # ReCU: weights in the tails brought back
         conv=_both(**_RECU_CONV),
         network={
             CIFAR: {"act": "hardtanh"},
@@ -146,14 +141,12 @@ METHODS = {
             IMAGENET: _QUIET_IMAGENET,
         },
     ),
-    "recu_twostage": Method(
-        "ReCU in ReActNet's network, for two-stage training",
+    "recu_twostage": Method(  # ReCU in ReActNet's network, for two-stage training
         conv=_both(**{**_RECU_CONV, "input_transform": ShiftedImageScale}),
         network={CIFAR: {"act": "rprelu"}, IMAGENET: {"act": "rprelu", **_BARE_IMAGENET}},
         refused={(1, 32): "recu_twostage learns where binary activations change sign: it needs --activation-bits 1"},
     ),
-    "adabin": Method(
-        "AdaBin: two values of its own for weights and activations",
+    "adabin": Method(  # AdaBin: two values of its own for weights and activations
         conv=_both(weight_binarizer=EDE, activation_binarizer=AdaptiveSign, weight_transform=ChannelDistribution),
         network={
             CIFAR: {"act": "maxout"},

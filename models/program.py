@@ -229,7 +229,7 @@ class _Lowering:
     def pooled_stem(self, maps):
         """The maps after the max-pooling of a large stem; its tap is averaged."""
         height, width = maps.height, maps.width
-        tapped = None if self.pooled is None else self.pooled
+        tapped = self.pooled
         if height % 2 == 0 and width % 2 == 0 and (tapped is None or height // 2 % tapped.height == 0):
             columns = np.zeros((0, 2), np.int64) if tapped is None else windows(width, tapped.width)
             pooled, averages = self.program.stem(maps, columns)

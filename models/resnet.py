@@ -75,7 +75,7 @@ class ResNet(Network):
         for width, pair in zip(widths, pairs):
             stage = nn.Sequential()
             for i in range(pair * 2 // block.CONVS):
-                stride = 2 if i == 0 and width != widths[0] else 1
+                stride = 2 if i == 0 and self.stages else 1
                 stage.append(block(channels, width, stride, conv=conv, act=act, shortcut=shortcut))
                 channels = width
             self.stages.append(stage)

@@ -22,7 +22,7 @@ class VGGSmall(Network):
 
     def __init__(self, *, num_classes, conv, act, image_size=32, recovery=None):
         super().__init__()
-        if image_size % 8:
+        if image_size < 8 or image_size % 8:
             raise ValueError(f"VGG-Small needs images whose size is a multiple of 8, not {image_size}")
         channels = 128
         self.conv0 = nn.Conv2d(3, channels, 3, padding=1, bias=False)

@@ -3,7 +3,8 @@
 Every binarizer takes sign(x) as equation (3) defines it, +1 where x >= 0 and -1 elsewhere, never 0: exact 1-bit
 inference depends on it. They differ in the gradient that they put in the place of sign's own, which is zero almost
 everywhere. One that gives back the signs themselves says so, by `returns_signs = True`: then a convolution may keep
-its input in 8 bits. One that scales or shifts them says nothing. Each saves one tensor for the backward pass.
+its input in 8 bits. One that scales or shifts them says nothing. A backward pass
+needs one tensor of x's size, or none; AdaptiveSign's, made of plain operations, three.
 """
 
 import math
@@ -115,49 +116,17 @@ class BiRealSTE(nn.Module):
         return _BiRealSign.apply(x)
 
 
-class EDE(nn.Module):
-    """Error decay estimator: forward sign(x); gradient k * t * (1 - tanh²(t * x)).
+class _Annealed(nn.Module):
+    """An estimator whose t grows with the training's progress, from t_min to T_MAX, and whose k is max(1 / t, 1).
 
-    k and t follow from the training's progress (`set_progress`): early the gradient is nearly that of the identity,
-    late nearly that of sign. They are no part of a checkpoint, and they live in buffers, not in Python numbers, so that
-    a compiled step does not recompile when they change.
-
-    Source: Qin et al., "Forward and Backward Information Retention for Accurate Binary Neural Networks", CVPR 2020.
+    They are no part of a checkpoint, and they live in buffers, not in Python numbers, so that a compiled step does not
+    recompile when they change.
     """
 
     returns_signs = True
     T_MAX = 10.0
 
-    def __init__(self, t_min=1e-3):
-        super().__init__()
-        self.t_min = t_min
-        self.register_buffer("k", torch.ones(()), persistent=False)
-        self.register_buffer("t", torch.ones(()), persistent=False)
-
-    def set_progress(self, progress):
-        """t = t_min * (T_MAX / t_min)^progress and k = max(1 / t, 1), for progress in [0, 1]; {"ede_k", "ede_t"}."""
-        t = self.t_min * 10 ** (progress * math.log10(self.T_MAX / self.t_min))
-        self.t.fill_(t)
-        self.k.fill_(max(1 / t, 1))
-        return {"ede_k": self.k.item(), "ede_t": self.t.item()}
-
-    def forward(self, x):
-        return _EDESign.apply(x, self.k, self.t)
-
-
-class TrainingAwareSTE(nn.Module):
-    """Triangular estimator that narrows: forward sign(x); gradient max(0, k * (sqrt(2) t - t² |x|)).
-
-    t = t_min * (T_MAX / t_min)^progress, not below `floor`; k = max(1 / t, 1), so that it is 1 where the floor is 1. As
-    in EDE, t and k are no part of a checkpoint, and buffers so that a compiled step need not recompile.
-
-    Source: RBNN, Lin et al., NeurIPS 2020, whose activations have a floor of 1.
-    """
-
-    returns_signs = True
-    T_MAX = 10.0
-
-    def __init__(self, t_min=1e-2, floor=0.0):
+    def __init__(self, t_min, floor=0.0):
         super().__init__()
         self.t_min = t_min
         self.floor = floor
@@ -165,13 +134,49 @@ class TrainingAwareSTE(nn.Module):
         self.register_buffer("t", torch.ones(()), persistent=False)
         self.set_progress(0.0)
 
-    def set_progress(self, progress):
-        """For progress in [0, 1]; {"sign_t"}, t before the floor."""
+    def _anneal(self, progress):
+        """t = t_min * (T_MAX / t_min)^progress, not below the floor, for progress in [0, 1]; t before the floor."""
         unfloored = self.t_min * (self.T_MAX / self.t_min) ** progress
         t = max(unfloored, self.floor)
         self.t.fill_(t)
         self.k.fill_(max(1 / t, 1))
-        return {"sign_t": unfloored}
+        return unfloored
+
+
+class EDE(_Annealed):
+    """Error decay estimator: forward sign(x); gradient k * t * (1 - tanh²(t * x)).
+
+    Early in training the gradient is nearly that of the identity, late nearly that of sign.
+
+    Source: Qin et al., "Forward and Backward Information Retention for Accurate Binary Neural Networks", CVPR 2020.
+    """
+
+    def __init__(self, t_min=1e-3):
+        super().__init__(t_min)
+
+    def set_progress(self, progress):
+        """For progress in [0, 1]; {"ede_k", "ede_t"}."""
+        self._anneal(progress)
+        return {"ede_k": self.k.item(), "ede_t": self.t.item()}
+
+    def forward(self, x):
+        return _EDESign.apply(x, self.k, self.t)
+
+
+class TrainingAwareSTE(_Annealed):
+    """Triangular estimator that narrows: forward sign(x); gradient max(0, k * (sqrt(2) t - t² |x|)).
+
+    t does not fall below `floor`, so that k is 1 where the floor is 1.
+
+    Source: RBNN, Lin et al., NeurIPS 2020, whose activations have a floor of 1.
+    """
+
+    def __init__(self, t_min=1e-2, floor=0.0):
+        super().__init__(t_min, floor)
+
+    def set_progress(self, progress):
+        """For progress in [0, 1]; {"sign_t"}, t before the floor."""
+        return {"sign_t": self._anneal(progress)}
 
     def forward(self, x):
         return _TriangleSign.apply(x, self.k, self.t)

@@ -5,6 +5,7 @@ import contextlib
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from modules.binarize import BiRealSTE, ClipSTE
 
@@ -49,6 +50,7 @@ class _SignConv2d(torch.autograd.Function):
         return F.conv2d(signs, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
+    @once_differentiable  # a second derivative would miss the way through the 8 bits
     def backward(ctx, grad):
         signs, weight = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
@@ -156,7 +158,8 @@ class BinaryConv2d(nn.Conv2d):
     def forward(self, x):
         weight = self.quantized_weight() if self.held_weight is None else self.held_weight
         x = self.quantized_input(x)
-        if not self.has_sign_inputs or isinstance(self.padding, str) or self.padding_mode != "zeros":
+        is_plain = isinstance(self.padding, str) or self.padding_mode != "zeros"
+        if not torch.is_grad_enabled() or not self.has_sign_inputs or is_plain:
             return self._conv_forward(x, weight, self.bias)
         weight = weight.to(x.dtype)  # else autocast brings it to that twice, forward and backward
         return _SignConv2d.apply(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)

@@ -28,3 +28,4 @@ def set_t_min(model, t_min):
     for module in model.modules():
         if hasattr(module, "t_min"):
             module.t_min = t_min
+            module.set_progress(0.0)

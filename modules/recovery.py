@@ -49,7 +49,7 @@ class CIRec(nn.Module):
         self.spatial = None
         if ratio > 1:
             groups = reduced if groups == "depthwise" else groups
-            if reduced % groups:
+            if not isinstance(groups, int) or groups < 1 or reduced % groups:
                 raise ValueError(f"groups must divide the {reduced} reduced channels; {groups} does not")
             self.spatial = _conv_norm_act(reduced, reduced * (ratio - 1), 3, groups, act)
 

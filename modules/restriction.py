@@ -14,12 +14,18 @@ from modules.conv import weights_binarized_once
 VARIANTS = ("paper", "released", "quantile")
 
 
+def _check(variant):
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, not {variant!r}")
+
+
 def attention_map(features, variant="paper"):
     """Attention over positions, (N, H, W), of features A_l (N, C, H, W).
 
     paper, quantile: the sum over channels of the squares, equation (5). released: their mean, L2-normalised along the
-    height, as the authors' code has it. Computed in float32 at least.
+    height, as the authors' code has it. Computed in float32 at least. Raises ValueError for another variant.
     """
+    _check(variant)
     squares = features.to(torch.promote_types(features.dtype, torch.float32)).square()
     if variant == "released":
         return F.normalize(squares.mean(1), dim=1)
@@ -100,8 +106,7 @@ class IResLoss(nn.Module):
         super().__init__()
         if not 0 <= lam <= 1 or not 0 <= mu <= 1:
             raise ValueError(f"lam and mu must lie in [0, 1], not {lam} and {mu}")
-        if variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, not {variant!r}")
+        _check(variant)
         self.model = model
         self.criterion = criterion
         self.lam = lam

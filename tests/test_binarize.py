@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from modules.binarize import EDE, BiRealSTE, ClipSTE, binary_sign
+from modules.binarize import EDE, BiRealSTE, ClipSTE, TrainingAwareSTE, binary_sign
 from modules.conv import BinaryConv2d
 from modules.progress import set_progress, set_t_min, start_epoch
 
@@ -53,6 +53,14 @@ def test_ede_begins_as_identity_and_ends_as_sign():
     last = gradient(ede(1.0), POINTS).tolist()
     assert last[3] == pytest.approx(10, rel=1e-6)
     assert last[:3] + last[4:] == pytest.approx([0] * 6, abs=1e-2)
+
+
+@pytest.mark.parametrize("kind", [EDE, TrainingAwareSTE])
+def test_annealed_estimators_start_at_the_beginning(kind):
+    assert kind(0.1).t.item() == pytest.approx(0.1)
+    estimator = kind()
+    set_t_min(estimator, 0.5)
+    assert (estimator.t.item(), estimator.k.item()) == pytest.approx((0.5, 2))
 
 
 def test_progress_reaches_every_estimator_that_follows_it():

@@ -140,6 +140,22 @@ def test_gradients_are_those_of_an_ordinary_convolution_of_signs(bias, dtype):
         assert torch.allclose(got, want, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5)
 
 
+def test_a_second_derivative_is_refused():
+    conv = BinaryConv2d(6, 8, 3)
+    x = torch.randn(2, 6, 5, 5, requires_grad=True)
+    (grad,) = torch.autograd.grad(conv(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.square().sum().backward()
+
+
+def test_without_gradients_the_output_is_the_same():
+    conv = BinaryConv2d(6, 8, 3, padding=1)
+    x = torch.randn(2, 6, 5, 5)
+    with torch.no_grad():
+        expected = conv(x)
+    assert torch.equal(conv(x), expected)
+
+
 def test_mixed_precision_reaches_float32_weights():
     conv = BinaryConv2d(6, 8, 3, padding=1)
     x = torch.randn(2, 6, 5, 5, requires_grad=True)

@@ -14,6 +14,7 @@ from torch import nn
 from cifar import eval as cifar_eval
 from models import build_model
 from models.inference import binary_convs, pack_network
+from modules.conv import BinaryConv2d
 from modules.inference import native
 from utils import checkpoint
 from utils.checkpoint.packed import read_packed, write_packed
@@ -128,6 +129,20 @@ def test_packing_leaves_the_model_alone():
 def test_real_weights_are_refused(bits):
     model = build_model("resnet20", weight_bits=bits[0], activation_bits=bits[1])
     with pytest.raises(ValueError, match="1-bit weights"):
+        pack_network(model)
+
+
+@pytest.mark.parametrize("activation_bits", [1, 32])
+@pytest.mark.parametrize(
+    "options",
+    [{"bias": True}, {"groups": 2}, {"dilation": 2}, {"stride": (1, 2)}, {"padding_mode": "reflect"}],
+    ids=str,
+)
+def test_convolutions_that_no_packed_one_computes_are_refused(options, activation_bits):
+    model = build_model("resnet20")
+    block = model.stages[0][0]
+    block.conv = BinaryConv2d(16, 16, 3, **{"padding": 1, "bias": False, **options}, activation_bits=activation_bits)
+    with pytest.raises(ValueError, match="no packed form"):
         pack_network(model)
 
 

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from models import ARCHS, CIFAR, METHODS, RECOVERIES, build_model
+from models.description import RESNET
+from models.resnet import ResNet
+from modules.activations import ACTIVATIONS
 from modules.binarize import EDE, BiRealSTE, ClipSTE
 from modules.conv import BinaryConv2d
 
@@ -120,6 +123,14 @@ def test_structures_have_the_same_convolutions(arch, structure):
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
+def test_every_stage_but_the_first_halves_the_size():
+    """Whatever its width: a packed network's head counts on it."""
+    network = ResNet((8, 8, 16), (1, 1, 1), num_classes=10, conv=BinaryConv2d, act=ACTIVATIONS["hardtanh"], **RESNET)
+    assert [maps.shape[1:] for maps in network.features(torch.randn(2, 3, 32, 32))] == [
+        (8, 32, 32), (8, 32, 32), (8, 16, 16), (16, 8, 8),
+    ]  # fmt: skip
+
+
 def test_first_and_last_layers_stay_full_precision():
     for arch in ARCHS[CIFAR]:
         model = build_model(arch, recovery="cirec")
@@ -157,6 +168,11 @@ def test_binary_and_full_precision_twins_share_their_shapes():
         ({"arch": "resnet20", "weight_bits": 4}, "bits"),
         ({"arch": "vgg_small", "structure": "normal"}, "structure"),
         ({"arch": "vgg_small", "image_size": 30}, "multiple of 8"),
+        ({"arch": "vgg_small", "image_size": 0}, "multiple of 8"),
+        ({"arch": "vgg_small", "image_size": -8}, "multiple of 8"),
+        ({"arch": "resnet20", "num_classes": 0}, "one class"),
+        ({"arch": "resnet20", "recovery": "cirec", "groups": 0}, "groups"),
+        ({"arch": "resnet20", "recovery": "cirec", "groups": "depth"}, "groups"),
         ({"arch": "resnet20", "method": "xnor", "weight_bits": 32}, "bnn"),
         ({"arch": "resnet20", "method": "reactnet", "activation_bits": 32}, "reactnet"),
         ({"arch": "resnet18", "dataset": "imagenet", "variant": "a", "ratio": 2}, "variant"),

@@ -23,6 +23,11 @@ def test_released_attention_map_is_normalised_along_the_height():
     assert torch.allclose(attention_map(features, "released"), expected)
 
 
+def test_an_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="relased"):
+        attention_mask(torch.randn(1, 4, 2, 2), (8, 8), 0.15, "relased")
+
+
 def test_attention_map_of_bfloat16_is_summed_in_float32():
     assert attention_map(torch.randn(1, 4, 2, 2).bfloat16()).dtype == torch.float32
 

@@ -1,7 +1,8 @@
-"""The compiled kernels as machine code: made by numba once, kept in a file, and mapped from it without numba.
+"""The compiled kernels as machine code: made by numba once, kept in a file, and mapped from it later.
 
-The code refers to nothing but itself, wherever it lies, so that its file is the code. Where a system has another
-format of object files than ELF for x86-64, or allows no code in files, numba compiles in each process.
+The code refers to nothing but itself, wherever it lies, so that its file is the code. The file's name tells numba's
+version: numba has to be installed, though it is not imported where the file exists. Where a system has another format
+of object files than ELF for x86-64, or allows no code in files, numba compiles in each process.
 """
 
 import ctypes
@@ -55,6 +56,12 @@ def folders():
     return [folder for folder in (HERE / "__pycache__", user_cache()) if folder]
 
 
+def _paths():
+    """The files of `folders` that may hold the code. Raises ImportError where numba is not installed."""
+    file = name()
+    return [folder / file for folder in folders()]
+
+
 def mapped(path):
     """(entry address, mapping) of the code in a file. Raises OSError, or ValueError if it is not whole."""
     with open(path, "rb") as file:
@@ -73,16 +80,16 @@ def _keep(code, entry):
     """Write the code to the first folder that takes it, and map it. Raises OSError if none does."""
     content = code + struct.pack("<q", entry)
     content += hashlib.sha256(content).hexdigest().encode()
-    for folder in folders():
+    for path in _paths():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f"{name()}.{os.getpid()}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}")
             try:
                 temporary.write_bytes(content)
-                os.replace(temporary, folder / name())
+                os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
-            return mapped(folder / name())
+            return mapped(path)
         except OSError:
             continue
     raise OSError("no folder for the code")
@@ -165,13 +172,13 @@ def _compile():
 
 
 def load():
-    """`modules.inference.kernels.run`, as a Python function. Raises ImportError where there is no code and no numba."""
+    """`modules.inference.kernels.run`, as a Python function. Raises ImportError where numba is not installed."""
     entry = None
-    for folder in folders():
+    for path in _paths():
         try:
-            entry, alive = mapped(folder / name())
+            entry, alive = mapped(path)
             break
-        except (OSError, ValueError, ImportError, AttributeError):
+        except (OSError, ValueError, AttributeError):
             continue
     if entry is None:
         entry, alive = _compile()

@@ -5,6 +5,7 @@ padding counts as no product. With numba the kernels of `modules.inference.kerne
 computed in floating point by torch, slower. CPU only, no gradients.
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -41,7 +42,7 @@ def neutral_table(channels):
 def _output_shape(x, tap_counts, stride, padding):
     """(N, C_out, H', W')."""
     taps, out_channels = tap_counts.shape
-    height, width = ((size + 2 * padding - int(taps**0.5)) // stride + 1 for size in x.shape[2:])
+    height, width = ((size + 2 * padding - math.isqrt(taps)) // stride + 1 for size in x.shape[2:])
     return x.shape[0], out_channels, height, width
 
 
@@ -95,7 +96,7 @@ def _convolve(module, x, filters, shift, table, residual):
 
 
 def _convolve_in_torch(x, filters, shift, table, residual):
-    kernel = int(len(filters.tap_counts) ** 0.5)
+    kernel = math.isqrt(len(filters.tap_counts))
     rows = filters.blocks.view(torch.int64).transpose(1, 2).flatten(0, 1)[: filters.tap_counts.shape[1]]
     bits = rows.unflatten(1, (kernel, kernel, -1)).contiguous().view(torch.uint64)
     signs = binary_sign(x + shift[:, :, None, None])
