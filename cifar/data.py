@@ -48,12 +48,18 @@ def load(
 
     dataset: one of DATASETS; data_dir: where it lies (not for digits); image_size: N or (H, W), to which a folder's
     images are resized; by default they stay as they are. skip_corrupt: leave out, and name, a folder's images that
-    cannot be read. Raises UsageError for missing data, RunError for images that cannot be used, or more than memory
-    holds.
+    cannot be read. Raises UsageError for missing data, and for options that do not go with them; RunError for images
+    that cannot be used, or more than memory holds.
     """
     if image_size and dataset != "folder" and height_width(image_size) != (32, 32):
         raise UsageError(f"--image-size goes with --dataset folder: images of {dataset} are 32x32")
+    if download and not dataset.startswith("cifar"):
+        raise UsageError("--download goes with --dataset cifar10 or cifar100")
+    if skip_corrupt and dataset != "folder":
+        raise UsageError("--skip-corrupt goes with --dataset folder")
     if dataset == "digits":
+        if data_dir is not None:
+            raise UsageError("--data-dir goes with another --dataset: digits come with scikit-learn")
         return _load_digits(splits)
     if data_dir is None:
         raise UsageError(f"--dataset {dataset} needs --data-dir")

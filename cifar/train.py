@@ -24,7 +24,7 @@ from utils.training.flags import (
 )
 from utils.training.initial import start_from
 from utils.training.resume import command_line, set_resume_folder, take_flags
-from utils.training.run import LAST, Run
+from utils.training.run import LAST, Run, check_new
 from utils.training.schedule import schedule
 from utils.training.step import build_step, new_network
 from utils.training.teacher import NONE, check_resumed, load_teacher
@@ -107,6 +107,9 @@ def load_batches(args, device):
     if train.batch_size == 1:
         raise UsageError("BatchNorm needs batches of 2 images or more: give a larger --batch-size, or more images")
     if train.batch_size < args.batch_size:
+        if "lr_batch" in recipe(args.arch, args.method):
+            few = f"there are {train.batch_size} training images, and {args.method}'s rate goes with the batch"
+            raise UsageError(f"{few}: give --batch-size {train.batch_size}")
         print(f"batches of {train.batch_size}: there are no more training images")
     print(f"data: {args.dataset}, {len(train_set)} training and {len(test_set)} test images of {height}x{width}")
     test = data.Batches(test_set, max(args.batch_size, 500), device)
@@ -130,6 +133,8 @@ def main(argv=None):
     args, stored = resolve(argv)
     if distributed.launched():
         raise UsageError("cifar.train is one process: start it without torchrun")
+    if stored is None:
+        check_new(args.output_dir)
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(args.amp, device)
     args.amp = precision.amp  # what "auto" has become: a resumed run goes on with it, on whatever machine

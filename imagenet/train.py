@@ -16,7 +16,16 @@ from imagenet import data
 from imagenet.batches import Batches
 from imagenet.recipes import WEIGHT_DECAY, recipe
 from models import ARCHS, IMAGENET
-from utils.command import Parser, UsageError, command, data_processes, fraction, non_negative_float, positive_int
+from utils.command import (
+    Parser,
+    RunError,
+    UsageError,
+    command,
+    data_processes,
+    fraction,
+    non_negative_float,
+    positive_int,
+)
 from utils.training import distributed, runtime
 from utils.training.flags import (
     add_network_flags,
@@ -31,7 +40,7 @@ from utils.training.flags import (
 )
 from utils.training.initial import start_from
 from utils.training.resume import command_line, set_resume_folder, take_flags
-from utils.training.run import LAST, Run
+from utils.training.run import LAST, Run, check_new
 from utils.training.schedule import SCHEDULES, schedule
 from utils.training.step import build_step, new_network
 from utils.training.teacher import DEFAULT, NONE, TORCHVISION, check_resumed, load_teacher
@@ -139,7 +148,7 @@ def take_run(parser, argv, args):
     """The checkpoint that this job goes on from, its flags given to `args`; None for a new run."""
     found = Path(args.resume) if args.resume else find_checkpoint(args)
     if args.resume is not None and found is None:
-        raise UsageError(f"--resume: there is no run in {args.output_dir}")
+        raise RunError(f"--resume: there is no run in {args.output_dir}")
     if found is None or not is_resuming(args):
         return None
     stored = take_flags(parser, argv, args, found)
@@ -149,6 +158,9 @@ def take_run(parser, argv, args):
     if args.resume:
         folder = found.parent if stored["stage"] == "single" else found.parent.parent
         set_resume_folder(folder, parser, argv, args)
+        own = run_folders(args.stage, args.output_dir)[stored["stage"]]
+        if own.resolve() != found.parent.resolve():
+            raise UsageError(f"stage {stored['stage']} of a run goes on in a folder {own.name}, not {found.parent}")
     return stored
 
 
@@ -204,6 +216,9 @@ def main(argv=None):
             args.amp = runtime.choose_precision(args.amp, device).amp  # a resumed run goes on with it
             folders = run_folders(args.stage, args.output_dir)
             stages = list(folders)
+            if not is_resuming(args):
+                for folder in folders.values():
+                    check_new(folder)
             if stored is not None:
                 stages = stages[stages.index(stored["stage"]) :]
             batches = build_batches(args, device)

@@ -132,7 +132,7 @@ class _Annealed(nn.Module):
         self.floor = floor
         self.register_buffer("k", torch.ones(()), persistent=False)
         self.register_buffer("t", torch.ones(()), persistent=False)
-        self.set_progress(0.0)
+        self._anneal(0.0)
 
     def _anneal(self, progress):
         """t = t_min * (T_MAX / t_min)^progress, not below the floor, for progress in [0, 1]; t before the floor."""

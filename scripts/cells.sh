@@ -35,6 +35,7 @@ mkdir -p "$RUNS"
 failures=$(mktemp)
 trap 'rm -f "$failures"' EXIT
 trap 'kill $(jobs -p) || true; wait; exit 143' TERM # the trainings end with the script, once they have saved
+trap 'kill $(jobs -p) || true; wait; exit 130' INT  # bash lets jobs in the background ignore Ctrl-C
 
 train_one() {
     local out=$1
@@ -48,7 +49,7 @@ train_one() {
     mkdir -p "$(dirname "$out")"
     echo "$out: training"
     python -m "$trainer" "$@" "${extra[@]}" "${resume[@]}" --output-dir "$out" >>"$out.log" 2>&1 &
-    trap "kill $!; wait $!; exit" TERM
+    trap "kill $!; wait $!; exit" TERM INT
     if ! wait $!; then echo "$out: failed: $(tail -n 1 "$out.log")" | tee -a "$failures" >&2; fi
 }
 

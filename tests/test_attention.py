@@ -103,6 +103,8 @@ def test_mistakes_get_one_line(files, tmp_path, fails):
     (tmp_path / "text.png").write_text("no image")
     assert fails(attention.main, "--checkpoint", checkpoints[0], "--images", tmp_path / "text.png")[0] == 1
     assert fails(attention.main, "--checkpoint", tmp_path / "none.pt", "--images", image)[0] == 1
+    with_data = ("--checkpoint", checkpoints[0], "--images", image, "--data-dir", tmp_path)
+    assert "--pick" in fails(attention.main, *with_data)[1]
     bad = tmp_path / "figure.nonsense"
     assert fails(attention.main, "--checkpoint", checkpoints[0], "--images", image, "--output", bad)[0] == 2
 

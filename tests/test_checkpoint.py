@@ -37,7 +37,7 @@ def test_info(paths, capsys):
     assert found["training_state"] == ["optimizer", "scheduler", "scaler", "rng"]
 
 
-def test_strip_leaves_the_network_alone(paths, tmp_path, fails):
+def test_strip_leaves_the_network_alone(paths, tmp_path, fails, capsys):
     out = tmp_path / "small.pt"
     command.main(["strip", str(paths[0]), str(out)])
     assert not checkpoint.read(out).keys() & set(checkpoint.TRAINING_STATE)
@@ -46,6 +46,11 @@ def test_strip_leaves_the_network_alone(paths, tmp_path, fails):
     assert fails(command.main, "strip", paths[0], out)[0] == 2
     assert fails(command.main, "strip", paths[0], paths[0])[0] == 2
     command.main(["strip", str(paths[1]), str(out), "--force"])
+    before = out.stat().st_size
+    command.main(["strip", "--half", str(out), str(out), "--force"])
+    sizes = [f"{size / 1e6:.2f} MB" for size in (before, out.stat().st_size)]
+    assert sizes[0] != sizes[1]
+    assert " -> ".join(sizes) in capsys.readouterr().out
 
 
 def test_strip_in_half_precision_moves_no_sign(paths, tmp_path):

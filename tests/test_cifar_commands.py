@@ -208,6 +208,17 @@ def test_mistakes_get_one_line(tmp_path, fails, flags, status, message):
     assert not (tmp_path / "out" / "args.json").exists()
 
 
+def test_a_rate_that_goes_with_the_batch_needs_a_batch_that_the_data_fill(tmp_path, tiny_folder, fails):
+    flags = ("--dataset", "folder", "--data-dir", tiny_folder, "--method", "rbnn", "--output-dir", tmp_path / "out")
+    status, line = fails(train.main, *flags)
+    assert (status, line[-20:]) == (2, "give --batch-size 48")
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_data_are_read(finished, tmp_path, fails):
+    flags = ("--dataset", "folder", "--data-dir", tmp_path / "nowhere", "--output-dir", finished)
+    assert "already holds a run" in fails(train.main, *flags)[1]
+
+
 def test_a_folder_that_cannot_be_written(tmp_path, fails):
     (tmp_path / "file").write_text("here first")
     status, line = fails(train.main, "--dataset", "digits", "--output-dir", tmp_path / "file" / "run")

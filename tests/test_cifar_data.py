@@ -84,6 +84,20 @@ def test_modes_and_sizes_of_images(tmp_path):
     assert resized.images.shape == (8, 3, 16, 16)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "options"),
+    [
+        ("digits", {"data_dir": "images"}),
+        ("digits", {"skip_corrupt": True}),
+        ("cifar10", {"data_dir": "data", "skip_corrupt": True}),
+        ("folder", {"data_dir": "images", "download": True}),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(dataset, options):
+    with pytest.raises(UsageError, match="goes with"):
+        data.load(dataset, **options)
+
+
 def test_missing_pieces_of_a_folder(tmp_path):
     with pytest.raises(UsageError, match="--data-dir"):
         data.load("folder")

@@ -51,7 +51,7 @@ def test_damaged_runs_get_one_line(name, runs, capsys, fails):
         victim.write_bytes(content)
         for table in shown:
             try:
-                tables.main([table, "--runs", str(runs), "--commands"])
+                tables.main([table, "--runs", str(runs), *(["--commands"] if table == "1" else [])])
                 ended.add(0)
             except SystemExit as stopped:
                 ended.add(stopped.code)

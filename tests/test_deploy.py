@@ -194,6 +194,8 @@ def test_pack_and_verify(saved, tmp_path, capsys, fails):
     assert found["convs"] == 18
     assert run(capsys, "verify", "--checkpoint", saved, "--half", "--images", "4")["passed"]
     assert fails(deploy.main, "pack", "--checkpoint", saved, "--output", output)[0] == 2
+    assert "would be lost" in fails(deploy.main, "pack", "--checkpoint", saved, "--output", saved, "--force")[1]
+    assert "random ones" in fails(deploy.main, "verify", "--checkpoint", saved, "--images", 4, "--dataset", "digits")[1]
     assert "packed already" in fails(deploy.main, "verify", "--checkpoint", output)[1]
     assert "--checkpoint" in fails(deploy.main, "verify")[1]
 

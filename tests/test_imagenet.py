@@ -70,10 +70,11 @@ def test_recipes(tmp_path, monkeypatch):
     for argv, line in (
         (("--weight-bits", 32), "go with --stage single"),
         (("--momentum", 0.9), "goes with --optimizer sgd"),
-        (("--resume",), "there is no run"),
     ):
         with pytest.raises(UsageError, match=line):
             resolve(*argv)
+    with pytest.raises(RunError, match="there is no run"):
+        resolve("--resume")
 
 
 @pytest.mark.parametrize(
@@ -286,6 +287,20 @@ def test_the_latest_stage_is_resumed(small_tree, tmp_path, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert "resuming after epoch 1 of 1" in output
     assert (output.count("stage 1: "), output.count("stage 2: ")) == (0, 1)
+
+
+def test_a_stage_goes_on_in_its_own_folder_alone(small_tree, tmp_path, fails):
+    """Another run may have the name that the stage's folder would have."""
+    short = [*TINY[:-2], "--epochs", 1, "--stage", "1", "--method", "bnn"]
+    train.main(flags(small_tree, tmp_path / "run", *short))
+    (tmp_path / "run" / "stage1").rename(tmp_path / "run" / "kept")
+    assert fails(train.main, "--resume", tmp_path / "run" / "kept" / "last.pt") == (
+        2, f"error: stage 1 of a run goes on in a folder stage1, not {tmp_path}/run/kept"
+    )  # fmt: skip
+    assert not (tmp_path / "run" / "stage1").exists()
+    (tmp_path / "run" / "kept").rename(tmp_path / "run" / "stage2")
+    both = flags(small_tree, tmp_path / "run", *short[:-4], "--stage", "both", "--data-dir", tmp_path / "none")
+    assert "stage2 already holds a run" in fails(train.main, *both)[1]
 
 
 def test_mistakes_are_one_line(small_tree, tmp_path, fails):

@@ -43,6 +43,8 @@ def test_accuracy_over_epochs_is_drawn(runs, capsys, fails):
     assert fails(tables.main, "curves", "--runs", runs, "--plot", runs / "no" / "curves.png")[0] == 2
     assert fails(tables.main, "curves", "--runs", runs, "--plot", runs / "curves.xyz")[0] == 2
     assert fails(tables.main, 1, "--runs", runs, "--plot", runs / "curves.png")[0] == 2
+    assert "none" in fails(tables.main, "curves", "--runs", runs, "--plot", runs / "fp" / "metrics.png")[1]
+    assert (runs / "fp" / "metrics.csv").read_text().startswith("epoch,")
     (runs / "fp" / "metrics.csv").unlink()
     assert fails(tables.main, "curves", "--runs", runs)[0] == 1
 

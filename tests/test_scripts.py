@@ -3,8 +3,10 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -267,14 +269,37 @@ def test_a_data_set_has_runs_of_its_own(environment, tmp_path):
             assert made.startswith(f"runs/{at}{name}")
 
 
+STAND_IN = """#!/bin/bash
+    case $* in *utils.tables*) exit;; esac
+    trap 'sleep 0.2; echo saved >> "$LOG"; exit 143' TERM
+    echo started >> "$LOG"
+    while true; do sleep 0.05; done
+"""
+"""A trainer that ends once it has saved."""
+
+
+@pytest.mark.parametrize(
+    ("script", "command", "jobs"), [("table1_ablation", "python", 2), ("table4_imagenet", "torchrun", 1)]
+)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_no_training_outlives_a_script_that_is_stopped(script, command, jobs, number, status, environment, tmp_path):
+    """Ctrl-C goes to the whole group of processes, of which bash lets those in the background ignore it."""
+    trainer = Path(environment["VENV"], "bin", command)
+    trainer.write_text(STAND_IN)
+    trainer.chmod(0o755)
+    log = tmp_path / "log"
+    log.touch()
+    call = ["bash", ROOT / "scripts" / f"{script}.sh"]
+    with subprocess.Popen(call, env={**environment, "JOBS": str(jobs)}, start_new_session=True) as process:
+        while log.read_text().count("started") < jobs:
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        assert process.wait(30) == status
+    assert log.read_text().split() == ["started"] * jobs + ["saved"] * jobs
+
+
 def test_sigterm_ends_the_trainings_and_not_who_called_the_script(environment, tmp_path):
-    stand_in = """#!/bin/bash
-        case $* in *utils.tables*) exit;; esac
-        trap 'sleep 0.2; echo saved >> "$LOG"; exit 143' TERM
-        echo started >> "$LOG"
-        while true; do sleep 0.05; done
-    """
-    Path(environment["VENV"], "bin", "python").write_text(stand_in)
+    Path(environment["VENV"], "bin", "python").write_text(STAND_IN)
     call = """bash scripts/table1_ablation.sh & until [ "$(grep -c started "$LOG")" = 2 ]; do sleep 0.1; done
         kill $!; wait $!; echo "status $?"; cat "$LOG" """
     environment["JOBS"] = "2"

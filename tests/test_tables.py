@@ -111,6 +111,12 @@ def test_mistakes_get_one_line(tmp_path, fails):
     assert fails(tables.main, "1", "--runs", tmp_path)[0] == 1
 
 
+def test_flags_that_would_do_nothing_are_refused(runs, fails):
+    assert "--brief go with" in fails(tables.main, "runs", "--runs", runs, "--brief")[1]
+    assert "--commands and" in fails(tables.main, "leaderboard", "--runs", runs, "--commands")[1]
+    assert "counts operations" in fails(tables.main, "6", "--runs", runs)[1]
+
+
 def test_what_ires_masked(runs, capsys, fails):
     for folder in ("ir2net", "longer"):
         shutil.rmtree(runs / folder)

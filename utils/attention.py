@@ -150,6 +150,8 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     if not args.checkpoint or not (args.images or args.pick):
         raise UsageError("--checkpoint PATH ... and --images FILE ..., or --pick N ..., are needed")
+    if not args.pick and (args.data_dir or args.dataset != "digits"):
+        raise UsageError("--dataset and --data-dir go with --pick N ...")
     output = output_path(args.output, force=True)
     if output.suffix not in (".png", ".pdf", ".svg"):
         raise UsageError(f"--output {output}: name a .png, .pdf or .svg file")

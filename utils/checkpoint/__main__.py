@@ -115,8 +115,9 @@ def main(argv=None):
         kept = {name: value for name, value in payload.items() if name not in TRAINING_STATE}
         if args.half:
             kept["model"] = halved(model)
+        before = Path(args.path).stat().st_size
         save(out, kept)
-        print(f"{out}: {Path(args.path).stat().st_size / 1e6:.2f} MB -> {out.stat().st_size / 1e6:.2f} MB")
+        print(f"{out}: {before / 1e6:.2f} MB -> {out.stat().st_size / 1e6:.2f} MB")
         return
     save(out, average_on_training_images(args))
     print(f"{out}: the mean of {len(args.paths)} checkpoints, BatchNorm on {args.dataset}'s training images")

@@ -102,11 +102,11 @@ def check_shapes(model, state, path):
         raise RunError(f"{path} does not fit the network: {'; '.join(problems)}")
 
 
-def few(names, shown=3):
+def few(names, shown=3, what="tensors"):
     """The names in a line; of many their number and the first few."""
     if len(names) <= shown:
         return ", ".join(names)
-    return f"{len(names)} tensors ({', '.join(names[:shown])}, ...)"
+    return f"{len(names)} {what} ({', '.join(names[:shown])}, ...)"
 
 
 def load_state(model, state, path):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from utils.command import RunError, UsageError
+from utils.command import RunError, UsageError, height_width
 from utils.complexity.rules import HANDLERS, PRICES
 
 
@@ -46,7 +46,7 @@ class Complexity:
 
     @property
     def image(self):
-        return "x".join(map(str, (3, *_height_width(self.input_size))))
+        return "x".join(map(str, (3, *height_width(self.input_size))))
 
     @property
     def convolutions(self):
@@ -92,7 +92,7 @@ def count(model, input_size, rule="paper"):
     dtype = next((p.dtype for p in twin.parameters()), None)
     handlers = dict.fromkeys(map(type, twin.modules()), record)
     try:
-        images = torch.empty(1, 3, *_height_width(input_size), dtype=dtype, device="meta")
+        images = torch.empty(1, 3, *height_width(input_size), dtype=dtype, device="meta")
         with torch.device("cpu"):  # where thop's own counters live
             profile(twin, (images,), custom_ops=handlers, verbose=False)
     except (RuntimeError, TypeError) as error:
@@ -150,7 +150,3 @@ def _layer(name, module, amount, output, prices):
         params=sum(p.numel() for p in module.parameters(recurse=False)),
         params_1bit=module.weight.numel() if bits.startswith("1/") else 0,
     )
-
-
-def _height_width(input_size):
-    return (input_size, input_size) if isinstance(input_size, int) else input_size

@@ -2,12 +2,13 @@
 
 import json
 import time
+from pathlib import Path
 
 from cifar.data import DATASETS
 from models import ARCHS
 from modules.inference.runtime import kernels
 from utils.checkpoint.packed import write_packed
-from utils.command import Parser, RunError, command, non_negative_int, positive_int, side, threads
+from utils.command import Parser, RunError, UsageError, command, non_negative_int, positive_int, side, threads
 from utils.deploy.bench import bench
 from utils.deploy.export import onnx
 from utils.deploy.networks import float_size, megabytes, named_network
@@ -19,6 +20,8 @@ from utils.training.flags import add_network_flags
 def pack(args):
     """Write a packed file."""
     output = output_path(args.output, args.force)
+    if args.checkpoint and output.resolve() == Path(args.checkpoint).resolve():
+        raise UsageError(f"--output {output} is the checkpoint, whose real weights would be lost")
     model, contents = named_network(args)
     write_packed(output, model, contents.network, {**contents.data, "image_size": list(contents.image_size)}, args.half)
     size, before = output.stat().st_size, float_size(model)
@@ -72,7 +75,7 @@ def add_flags(sub, name):
         sub.add_argument("--fast", action="store_true", help="the first convolution in bfloat16: not exact")
     if name in ("verify", "onnx"):
         sub.add_argument("--data-dir", metavar="DIR", help="where --dataset lies; default: random images")
-        sub.add_argument("--images", type=positive_int, default=16, help="how many random images")
+        sub.add_argument("--images", type=positive_int, metavar="N", help="how many random images; default: 16")
         sub.add_argument("--batch-size", type=positive_int, default=1, help="default: 1")
     if name == "bench":
         sub.add_argument("--threads", type=threads, help="default: one per core")

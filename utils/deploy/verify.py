@@ -7,6 +7,7 @@ from cifar.data import Batches, load
 from models.inference import binary_convs
 from modules.inference.values import ValuesConv2d
 from utils.checkpoint import open_model
+from utils.checkpoint.network import few
 from utils.checkpoint.packed import is_half
 from utils.command import RunError, UsageError, answering
 from utils.deploy.networks import named_network, packed_network, random_images, use_fast
@@ -16,6 +17,9 @@ TOLERANCE = 1e-4
 """Largest difference of logits that is accepted, relative to the largest logit of the image."""
 ROUNDING = 1e-5
 """Largest difference of a packed convolution's output from the exact one, relative to the largest output."""
+
+RANDOM_IMAGES = 16
+"""How many random images where no flag says."""
 
 
 @torch.no_grad()
@@ -90,8 +94,11 @@ def images_for(args, contents, model):
     """
     dataset = args.dataset
     size = args.batch_size
-    if args.data_dir is None and dataset != "digits":
-        images = random_images(contents.image_size, args.images, args.seed)
+    is_random = args.data_dir is None and dataset != "digits"
+    if args.images and not is_random:
+        raise UsageError("--images says how many random ones: all of a data set's are taken")
+    if is_random:
+        images = random_images(contents.image_size, args.images or RANDOM_IMAGES, args.seed)
         yield from ((batch, None) for batch in images.split(size))
     elif dataset == "imagenet":
         from imagenet.data import val_batches  # torchvision, which takes seconds to import
@@ -203,5 +210,6 @@ def verify(args):
     found |= {"network": contents.network, "convs": len(convs)}
     found["passed"] = not wrong and found["relative_error"] <= TOLERANCE and found["same_top1"] == found["images"]
     if not found["passed"]:
-        raise RunError("the packed network is not the same: see above" + "; wrong: ".join(["", *wrong]))
+        named = f"; wrong: {few(wrong, what='convolutions')}" if wrong else ""
+        raise RunError(f"the packed network is not the same: see above{named}")
     return found

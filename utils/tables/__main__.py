@@ -1,7 +1,5 @@
 """Print a table of the paper as Markdown, the paper's figures beside those of our finished runs."""
 
-from pathlib import Path
-
 from utils.command import Parser, UsageError, command
 from utils.tables import table6
 from utils.tables.accuracy import accuracy_table
@@ -9,7 +7,7 @@ from utils.tables.costs import costs_table
 from utils.tables.leaderboard import leaderboard
 from utils.tables.lengths import lengths_table
 from utils.tables.paper import TABLES
-from utils.tables.plots import curves_table, plot_curves, plot_lambda
+from utils.tables.plots import curves_table, output_paths, plot_curves, plot_lambda
 from utils.tables.results import collect, of_data
 from utils.tables.runs import masked_table, runs_table
 
@@ -27,7 +25,7 @@ PLOTS = {"fig7": plot_lambda, "curves": plot_curves}
 def build_parser():
     parser = Parser(prog="utils.tables", description=__doc__)
     parser.add_argument("table", choices=[*TABLES, "6", *LISTS, "leaderboard"], help=HELP)
-    parser.add_argument("--runs", nargs="+", metavar="DIR", default=["results"], help="folders with finished runs")
+    parser.add_argument("--runs", nargs="+", metavar="DIR", help="folders with finished runs; default: results")
     parser.add_argument("--data", metavar="NAME", help="only runs on this data set, or this folder of images, by name")
     parser.add_argument("--commands", action="store_true", help="below a table of the paper: what was run")
     parser.add_argument("--brief", action="store_true", help="of a table of the paper only what was run")
@@ -38,14 +36,18 @@ def build_parser():
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
-    if args.plot and args.table not in PLOTS:
-        raise UsageError(f"--plot goes with {' or '.join(PLOTS)}")
-    if args.plot and Path(args.plot).suffix not in (".png", ".pdf", ".svg"):
-        raise UsageError(f"--plot {args.plot}: name a .png, .pdf or .svg file")
+    if args.plot:
+        if args.table not in PLOTS:
+            raise UsageError(f"--plot goes with {' or '.join(PLOTS)}")
+        output_paths(args.plot)
+    if args.table not in TABLES and (args.commands or args.brief):
+        raise UsageError(f"--commands and --brief go with a table of accuracies: {', '.join(TABLES)}")
     if args.table == "6":
+        if args.runs or args.data:
+            raise UsageError("table 6 counts operations: --runs and --data do not go with it")
         print(table6.markdown())
         return
-    results = collect(args.runs)
+    results = collect(args.runs or ["results"])
     if args.table in TABLES:
         print(accuracy_table(args.table, results, args.data, args.commands, args.brief))
     else:

@@ -7,7 +7,7 @@ from models import family_of
 from models.methods import CIFAR, IMAGENET
 from utils.tables.markdown import markdown_table, mean_std
 from utils.tables.paper import TABLES
-from utils.tables.results import OPTIMIZER, by_images, identity, of_data, seeds_of
+from utils.tables.results import OPTIMIZER, by_images, identity, mean_top1, of_data, seeds_of
 
 HEADER = ("network", "method", "paper", "ours", "gap to full precision")
 NOTE = (
@@ -15,10 +15,6 @@ NOTE = (
     "(number of seeds). The gap is the difference from the row FP, on the same images for as many epochs."
 )
 OWN_DATA = "An accuracy on other images, or after fewer epochs, is not the paper's experiment: compare the gaps."
-
-
-def _mean(runs):
-    return statistics.mean(r.top1 for r in runs)
 
 
 def _is_papers(result, family):
@@ -53,7 +49,7 @@ class _Images:
         gaps = []
         if runs and twins:
             twin = twins.get(schedule) or list(twins.values())[-1]
-            gaps.append(f"{_mean(runs) - _mean(twin.values()):+.2f}")
+            gaps.append(f"{mean_top1(runs) - mean_top1(twin.values()):+.2f}")
         if self.with_paper and None not in (cell.top1, paper):
             gaps.append(f"(paper {cell.top1 - paper:+.1f})")
         return " ".join(gaps) or "-"

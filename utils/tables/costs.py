@@ -1,11 +1,9 @@
 """What an accuracy costs: full precision, then the binary networks from the cheapest on."""
 
-import statistics
-
 from utils.tables.accuracy import scored_on
 from utils.tables.leaderboard import packed_bytes
 from utils.tables.markdown import markdown_table, mean_std
-from utils.tables.results import by_images, identity
+from utils.tables.results import by_images, identity, mean_top1
 from utils.tables.runs import is_full_precision, network_name
 
 HEADER = ("network", "epochs", "last %", "gap to FP", "OPs 1e6", "MB")
@@ -52,12 +50,8 @@ def _megabytes(result):
     return result.summary.get("model_mb") if packed is None else packed / 1e6
 
 
-def _mean(runs):
-    return statistics.mean(r.top1 for r in runs)
-
-
 def _row(runs, twin):
-    gap = f"{_mean(runs) - _mean(twin):+.2f}" if twin and twin is not runs else "-"
+    gap = f"{mean_top1(runs) - mean_top1(twin):+.2f}" if twin and twin is not runs else "-"
     ops, megabytes = _ops(runs[0]), _megabytes(runs[0])
     costs = ["-" if ops is None else f"{ops / 1e6:.1f}", "-" if megabytes is None else f"{megabytes:.2f}"]
     return [network_name(runs[0].args), _epochs(runs), mean_std([r.top1 for r in runs]), gap, *costs]

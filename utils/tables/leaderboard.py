@@ -11,7 +11,7 @@ from utils.command import RunError, height_width
 from utils.tables.accuracy import heading
 from utils.tables.markdown import markdown_table, mean_std
 from utils.tables.paper import FP, LEADERBOARD, NORMAL
-from utils.tables.results import by_images, seeds_of
+from utils.tables.results import by_images, mean_top1, seeds_of
 
 HEADER = ["method", "paper", "last %", "gap to FP", "BOPs 1e6", "FLOPs 1e6", "packed kB", "CIRec gains (95 %)"]
 NOTE = (
@@ -60,7 +60,7 @@ def _row(name, paper, seeds, twin, gain):
     last = mean_std([r.top1 for r in runs])
     gap = "-"
     if twin and twin is not seeds:
-        gap = f"{statistics.mean(r.top1 for r in runs) - statistics.mean(r.top1 for r in twin.values()):+.2f}"
+        gap = f"{mean_top1(runs) - mean_top1(twin.values()):+.2f}"
     costs = [runs[0].summary.get(key) for key in ("bops", "flops")]
     packed = packed_bytes(runs[0])
     return [

@@ -1,11 +1,9 @@
 """Accuracy, and gap to full precision, over the length of training."""
 
-import statistics
-
 from utils.tables.accuracy import filled_by, scored_on
 from utils.tables.markdown import markdown_table
 from utils.tables.paper import TABLES
-from utils.tables.results import by_images, seeds_of
+from utils.tables.results import by_images, mean_top1, seeds_of
 
 
 def _accuracies(results, cell):
@@ -13,8 +11,8 @@ def _accuracies(results, cell):
     found = {}
     for seeds in seeds_of(results, cell.flags).values():
         for run in seeds.values():
-            found.setdefault(run.summary["epochs"], []).append(run.top1)
-    return {epochs: statistics.mean(values) for epochs, values in found.items()}
+            found.setdefault(run.summary["epochs"], []).append(run)
+    return {epochs: mean_top1(runs) for epochs, runs in found.items()}
 
 
 def _pair(accuracy, twin):

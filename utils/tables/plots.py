@@ -1,17 +1,28 @@
 """Plots of finished runs, each with its points in a CSV file beside it."""
 
 import csv
-import statistics
-from pathlib import Path
 
 from utils.command import UsageError
-from utils.files import output_path
+from utils.files import output_path, replacing
 from utils.tables.markdown import markdown_table
 from utils.tables.paper import TABLES
-from utils.tables.results import by_images, seeds_of
+from utils.tables.results import by_images, mean_top1, seeds_of
 
 LAMBDA_COLUMNS = ("method", "data", "epochs", "lambda", "top1_last", "seeds")
 CURVE_COLUMNS = ("run", "epoch", "test_top1")
+
+
+def output_paths(path):
+    """Paths of a plot and of the CSV file beside it. Raises UsageError for another format, and for what may not be
+    replaced: a CSV file that is no plot's."""
+    picture = output_path(path, force=True)
+    if picture.suffix not in (".png", ".pdf", ".svg"):
+        raise UsageError(f"--plot {path}: name a .png, .pdf or .svg file")
+    table = output_path(picture.with_suffix(".csv"), force=True)
+    headers = {",".join(columns) for columns in (LAMBDA_COLUMNS, CURVE_COLUMNS)}
+    if table.exists() and table.read_text(errors="replace").partition("\n")[0] not in headers:
+        raise UsageError(f"--plot {path}: its points would take the place of {table}, which are none")
+    return picture, table
 
 
 def lambda_points(results):
@@ -22,7 +33,7 @@ def lambda_points(results):
             for seeds in seeds_of(group, cell.flags).values():
                 runs = list(seeds.values())
                 name = cell.method.rsplit(", lambda", 1)[0]
-                accuracy = statistics.mean(r.top1 for r in runs)
+                accuracy = mean_top1(runs)
                 curve = (name, runs[0].data_name, runs[0].summary["epochs"])
                 points.append((*curve, cell.flags["lam"], f"{accuracy:.2f}", len(runs)))
     return sorted(points)
@@ -60,16 +71,14 @@ def _draw(curves, xlabel, ylabel, path, columns, points, xscale="linear", **styl
     axes.grid(alpha=0.3)
     if curves:
         axes.legend(fontsize="small")
-    try:
-        figure.savefig(output_path(path, force=True), dpi=110)
-        with open(output_path(Path(path).with_suffix(".csv"), force=True), "w", newline="") as file:
+    picture, table = output_paths(path)
+    with replacing(picture) as drawn, replacing(table) as written:
+        figure.savefig(drawn, dpi=110, format=picture.suffix[1:])
+        with open(written, "w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(points)
-    except ValueError as error:
-        raise UsageError(f"cannot write {path}: {error}") from None
-    finally:
-        pyplot.close(figure)
+    pyplot.close(figure)
 
 
 def plot_lambda(results, path):

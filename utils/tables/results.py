@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,6 +182,11 @@ def seeds_of(results, flags):
         if identity(result.args) == identity(flags):
             groups.setdefault(result.schedule, {})[result.args["seed"]] = result
     return dict(sorted(groups.items()))
+
+
+def mean_top1(runs):
+    """The mean of the runs' accuracies after the last epoch, in percent."""
+    return statistics.mean(run.top1 for run in runs)
 
 
 def by_images(results, same_epochs=True):

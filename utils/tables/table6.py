@@ -6,6 +6,7 @@ import torch
 
 from models import build_model
 from utils.complexity import count
+from utils.tables.markdown import markdown_table
 
 FULL_PRECISION = {"weight_bits": 32, "activation_bits": 32}
 
@@ -78,25 +79,22 @@ def _flags(config):
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in config.items())
 
 
-def _row(*cells):
-    return "| " + " | ".join(cells) + " |"
-
-
-def _imagenet_rows():
-    yield _row("method", "BOPs 1e9", "ours", "FLOPs 1e8", "ours", "ours, rule `conv`", "OPs 1e8", "ours", "FLAGS")
-    yield _row(*["---"] * 9)
+def _imagenet_table():
+    header = ("method", "BOPs 1e9", "ours", "FLOPs 1e8", "ours", "ours, rule `conv`", "OPs 1e8", "ours", "FLAGS")
+    rows = []
     for method, bops, flops, ops, config in ROWS:
         ours = ["-"] * 4 if config is None else [f"{x:.2f}" for x in imagenet_figures(config)]
         flags = "cited" if config is None else f"`{_flags(config)}`"
-        yield _row(method, bops, ours[0], flops, ours[1], ours[3], ops, ours[2], flags)
+        rows.append((method, bops, ours[0], flops, ours[1], ours[3], ops, ours[2], flags))
+    return markdown_table(header, rows)
 
 
-def _head_rows():
-    yield _row("network", "CIRec, equation (18) as built", "scaling factors, equation (17)")
-    yield _row(*["---"] * 3)
+def _head_table():
+    rows = []
     for arch in HEADS:
         counts = _count("cifar10", arch, 32, "conv", recovery="cirec")
-        yield _row(arch, f"{head_flops(counts) / 1e6:.4f}M", f"{scaling_flops(counts) / 1e6:.4f}M")
+        rows.append((arch, f"{head_flops(counts) / 1e6:.4f}M", f"{scaling_flops(counts) / 1e6:.4f}M"))
+    return markdown_table(("network", "CIRec, equation (18) as built", "scaling factors, equation (17)"), rows)
 
 
 def markdown():
@@ -106,13 +104,13 @@ def markdown():
             "### Table VI: ResNet-18, ImageNet, 224x224\n",
             "The paper's figure, then ours. Each row: "
             "`python -m utils.complexity --dataset imagenet --arch resnet18 FLAGS`.\n",
-            *_imagenet_rows(),
+            *_imagenet_table(),
             "",
             NOTES,
             "\n### CIFAR heads: extra multiply-adds, 32x32\n",
             "Each row: `python -m utils.complexity --dataset cifar10 --arch NETWORK --recovery cirec --rule conv "
             "--per-layer`.\n",
-            *_head_rows(),
+            *_head_table(),
             "",
             HEAD_NOTES,
         ]

@@ -23,6 +23,15 @@ BEST = "best.pt"
 LOCK = ".lock"
 
 
+def check_new(folder):
+    """Raise UsageError if no new run can begin in the folder, as it holds one."""
+    if not str(folder):
+        raise UsageError("--output-dir needs a folder")
+    stored = [name for name in (LAST, BEST, METRICS, SUMMARY) if Path(folder, name).exists()]
+    if stored:
+        raise UsageError(f"{folder} already holds a run ({stored[0]}): add --resume, or give another --output-dir")
+
+
 class Run:
     """The folder of one run, which no other process may train in meanwhile: use it in a `with` block.
 
@@ -32,8 +41,6 @@ class Run:
     """
 
     def __init__(self, folder, resume=False, command=None):
-        if not str(folder):
-            raise UsageError("--output-dir needs a folder")
         self.folder = Path(folder)
         self.command = command
         self.rows = []
@@ -44,10 +51,12 @@ class Run:
                 self._lock = self._locked()
         except OSError as error:
             raise RunError(f"cannot write to --output-dir {folder}: {error.strerror}") from None
-        stored = [name for name in (LAST, BEST, METRICS, SUMMARY) if (self.folder / name).exists()]
-        if stored and not resume:
-            self.close()
-            raise UsageError(f"{folder} already holds a run ({stored[0]}): add --resume, or give another --output-dir")
+        if not resume:
+            try:
+                check_new(folder)
+            except UsageError:
+                self.close()
+                raise
 
     def _locked(self):
         """A file that this process holds the lock of: it goes with the process, however that ends."""

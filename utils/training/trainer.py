@@ -13,7 +13,7 @@ from torch import nn
 from modules.progress import set_progress, set_t_min, start_epoch
 from utils import complexity
 from utils.checkpoint import load_state
-from utils.command import RunError, UsageError
+from utils.command import RunError, UsageError, height_width
 from utils.training import distributed, runtime
 from utils.training.board import Board
 from utils.training.flags import flag_values
@@ -66,7 +66,6 @@ class Trainer:
 
     def __post_init__(self):
         self.model = self.step.model
-        self.model.to(self.precision.device)
         self.step.to(memory_format=torch.channels_last)
         self.scaler = self.precision.scaler()
         self.accumulate = getattr(self.args, "accumulate", 1)
@@ -250,7 +249,7 @@ class Trainer:
         if not distributed.is_main():
             return None
         size = self.description["data"]["image_size"]
-        line, counts = complexity.of_run(self.model, size if isinstance(size, int) else tuple(size))
+        line, counts = complexity.of_run(self.model, height_width(size))
         flags = flag_values(self.args)
         print(line)
         print("flags:", " ".join(f"{name}={value}" for name, value in flags.items() if value is not None))
