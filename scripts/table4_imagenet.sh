@@ -27,14 +27,16 @@ cell() { # cell NAME LAST_STAGE FLAGS
     fi
     mkdir -p "$RUNS"
     echo "$out: training"
-    local log=$out.log before
-    before=$(wc -l 2>/dev/null <"$log" || echo 0)
+    local log=$out.log before reason
+    touch "$log"
+    before=$(wc -l <"$log")
     torchrun --standalone --nproc-per-node "$GPUS" --max-restarts 3 -m imagenet.train --data-dir "$DATA_DIR" \
         --auto-resume --output-dir "$out" "$@" >>"$log" 2>&1 &
     trap "kill $!; wait $! || true; exit 143" TERM # the training ends with the script, once it has saved
     trap "kill $!; wait $! || true; exit 130" INT
     if ! wait $!; then
-        echo "$out: failed: $(tail -n "+$((before + 1))" "$log" | grep '^error:' || echo "see $log")" >&2
+        reason=$(awk "NR > $before && /^error:/ { print; exit }" "$log")
+        echo "$out: failed: ${reason:-see $log}" >&2
         failed=1
     fi
 }

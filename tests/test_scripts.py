@@ -197,6 +197,20 @@ def test_settings_that_are_right_reach_every_cell(script, settings, count, envir
     assert all("--epochs 3" in call or "--nproc-per-node 2" in call for call in calls)
 
 
+def test_a_failed_cell_tells_its_own_error_and_not_an_earlier_one(environment, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "ir2net_a.log").write_text("error: old\n")
+    stand_in = 'case $* in *ir2net_b*) echo "error: new"; exit 1;; *ir2net_a*) exit 1;; esac'
+    Path(environment["VENV"], "bin", "torchrun").write_text(f"#!/bin/bash\n{stand_in}\n")
+    script = ["bash", ROOT / "scripts" / "table4_imagenet.sh"]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    runs = tmp_path / "runs"
+    assert done.stderr.splitlines() == [
+        f"{runs}/ir2net_a: failed: see {runs}/ir2net_a.log", f"{runs}/ir2net_b: failed: error: new",
+    ]  # fmt: skip
+
+
 def imagenette(environment, **settings):
     """scripts/imagenette.sh with a stand-in for training that finishes, or fails at what $BROKEN names."""
     stand_in = """#!/bin/bash
