@@ -7,9 +7,12 @@ from utils.files import output_path, replacing
 from utils.tables.markdown import markdown_table
 from utils.tables.paper import TABLES
 from utils.tables.results import by_images, mean_top1, seeds_of
+from utils.tables.runs import network_name
 
 LAMBDA_COLUMNS = ("method", "data", "epochs", "lambda", "top1_last", "seeds")
 CURVE_COLUMNS = ("run", "epoch", "test_top1")
+LINES = ("-", "--", ":", "-.")
+"""Line styles, from the longest runs on."""
 
 
 def output_paths(path):
@@ -57,15 +60,15 @@ def curves_table(results):
     return "\n".join(markdown_table(["run", "data", "epochs", "half-way %", "last %"], rows))
 
 
-def _draw(curves, xlabel, ylabel, path, columns, points, xscale="linear", **style):
-    """Lines {label: (xs, ys)} into an image file, and `points` into the CSV file beside it."""
+def _draw(curves, xlabel, ylabel, path, columns, points, xscale="linear"):
+    """Lines {label: (xs, ys, style)} into an image file, and `points` into the CSV file beside it."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for label, (xs, ys) in curves.items():
+    for label, (xs, ys, style) in curves.items():
         axes.plot(xs, ys, label=label, **style)
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale)
     axes.grid(alpha=0.3)
@@ -85,18 +88,23 @@ def plot_lambda(results, path):
     """Draw figure 7, accuracy over lambda, from the runs of its cells."""
     points, curves = lambda_points(results), {}
     for name, data, epochs, lam, accuracy, _ in points:
-        xs, ys = curves.setdefault(f"{name}: {data}, {epochs} epochs", ([], []))
+        xs, ys, _ = curves.setdefault(f"{name}: {data}, {epochs} epochs", ([], [], {"marker": "o"}))
         xs.append(lam)
         ys.append(float(accuracy))
-    _draw(curves, "λ", "top-1 accuracy after the last epoch (%)", path, LAMBDA_COLUMNS, points, marker="o")
+    _draw(curves, "λ", "top-1 accuracy after the last epoch (%)", path, LAMBDA_COLUMNS, points)
 
 
 def plot_curves(results, path):
-    """Draw the test accuracy over the epochs, a line per run; on a logarithmic axis if they are not equally long."""
-    points, curves = curve_points(results), {}
-    for name, epoch, accuracy in points:
-        xs, ys = curves.setdefault(name.removesuffix("/seed0"), ([], []))
-        xs.append(epoch)
-        ys.append(float(accuracy))
-    scale = "log" if len({len(xs) for xs, _ in curves.values()}) > 1 else "linear"
-    _draw(curves, "epoch", "top-1 accuracy on the test images (%)", path, CURVE_COLUMNS, points, scale)
+    """Draw the test accuracy over the epochs, a line per run, a colour per network; where some runs are longer than
+    others on a logarithmic axis, a line style per length."""
+    networks = list(dict.fromkeys((r.args["arch"], network_name(r.args)) for r in results))
+    lengths = sorted({r.summary["epochs"] for r in results}, reverse=True)
+    curves = {}
+    for r in results:
+        color = f"C{networks.index((r.args['arch'], network_name(r.args)))}"
+        style = {"color": color, "linestyle": LINES[lengths.index(r.summary["epochs"]) % len(LINES)]}
+        accuracies = r.column("test_top1")
+        curves[r.name.removesuffix("/seed0")] = range(1, len(accuracies) + 1), accuracies, style
+    scale = "log" if len(lengths) > 1 else "linear"
+    label = "top-1 accuracy on the test images (%)"
+    _draw(curves, "epoch", label, path, CURVE_COLUMNS, curve_points(results), scale)
