@@ -243,13 +243,12 @@ def _fold_head(head):
 def pack_network(model, in_place=False):
     """The inference network of `model`, a network of `models.build_model` in evaluation mode; `model` is left alone.
 
-    It gives the same logits, has `features` and `classify`, runs on the
-    CPU in float32, and cannot be trained. With 1-bit weights and activations its binary convolutions are `XnorConv2d`;
-    with 32-bit activations they run in floating point. Raises ValueError for 32-bit weights, and for binary
-    convolutions with what no network of build_model gives them: a bias, groups, dilation.
-    It is for running: of changes after the first call it notices `load_state_dict` of the whole network, no others, and
-    hooks of its modules are called within `features` and `classify` alone.
-    in_place: turn `model` itself.
+    It gives the same logits, has `features` and `classify`, runs on the CPU in float32, and cannot be trained. With
+    1-bit weights and activations its binary convolutions are `XnorConv2d`; with 32-bit activations they run in floating
+    point. Of changes after its first call it notices load_state_dict of the whole network, no others; hooks of its
+    modules are called within `features` and `classify` alone.
+    in_place: turn `model` itself. Raises ValueError for 32-bit weights, and for convolutions that no network of
+    build_model has: with a bias, groups or dilation.
     """
     model = model if in_place else copy.deepcopy(model)
     model = model.cpu().float().eval().requires_grad_(False)

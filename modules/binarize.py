@@ -3,8 +3,8 @@
 Every binarizer takes sign(x) as equation (3) defines it, +1 where x >= 0 and -1 elsewhere, never 0: exact 1-bit
 inference depends on it. They differ in the gradient that they put in the place of sign's own, which is zero almost
 everywhere. One that gives back the signs themselves says so, by `returns_signs = True`: then a convolution may keep
-its input in 8 bits. One that scales or shifts them says nothing. A backward pass
-needs one tensor of x's size, or none; AdaptiveSign's, made of plain operations, three.
+its input in 8 bits. One that scales or shifts them says nothing. A backward pass needs one tensor of x's size, or none;
+AdaptiveSign's, made of plain operations, three.
 """
 
 import math

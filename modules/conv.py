@@ -158,8 +158,8 @@ class BinaryConv2d(nn.Conv2d):
     def forward(self, x):
         weight = self.quantized_weight() if self.held_weight is None else self.held_weight
         x = self.quantized_input(x)
-        is_plain = isinstance(self.padding, str) or self.padding_mode != "zeros"
-        if not torch.is_grad_enabled() or not self.has_sign_inputs or is_plain:
+        pads_apart = isinstance(self.padding, str) or self.padding_mode != "zeros"
+        if not torch.is_grad_enabled() or not self.has_sign_inputs or pads_apart:
             return self._conv_forward(x, weight, self.bias)
         weight = weight.to(x.dtype)  # else autocast brings it to that twice, forward and backward
         return _SignConv2d.apply(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
