@@ -1,5 +1,6 @@
 """Every command in scripts/ and in the README is one that the real parsers take."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -283,13 +285,13 @@ def test_a_data_set_has_runs_of_its_own(environment, tmp_path):
             assert made.startswith(f"runs/{at}{name}")
 
 
+# A trainer that ends once it has saved.
 STAND_IN = """#!/bin/bash
     case $* in *utils.tables*) exit;; esac
     trap 'sleep 0.2; echo saved >> "$LOG"; exit 143' TERM
     echo started >> "$LOG"
     while true; do sleep 0.05; done
 """
-"""A trainer that ends once it has saved."""
 
 
 @pytest.mark.parametrize(
@@ -301,14 +303,18 @@ def test_no_training_outlives_a_script_that_is_stopped(script, command, jobs, nu
     trainer = Path(environment["VENV"], "bin", command)
     trainer.write_text(STAND_IN)
     trainer.chmod(0o755)
-    log = tmp_path / "log"
-    log.touch()
-    call = ["bash", ROOT / "scripts" / f"{script}.sh"]
-    with subprocess.Popen(call, env={**environment, "JOBS": str(jobs)}, start_new_session=True) as process:
-        while log.read_text().count("started") < jobs:
-            time.sleep(0.05)
-        os.killpg(process.pid, number)
-        assert process.wait(30) == status
+    (log := tmp_path / "log").touch()
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background may ignore Ctrl-C
+    options = {"env": {**environment, "JOBS": str(jobs)}, "start_new_session": True, "preexec_fn": hears}
+    with subprocess.Popen(["bash", ROOT / "scripts" / f"{script}.sh"], **options) as process:
+        try:
+            while log.read_text().count("started") < jobs:
+                time.sleep(0.05)
+            os.killpg(process.pid, number)
+            assert process.wait(30) == status
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert log.read_text().split() == ["started"] * jobs + ["saved"] * jobs
 
 
