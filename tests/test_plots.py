@@ -12,6 +12,7 @@ from utils.tables.plots import CURVE_COLUMNS, LAMBDA_COLUMNS, curve_points, lamb
 from utils.tables.results import collect
 
 ROOT = Path(__file__).parent.parent
+LENGTHS = ["cifar10_jpeg_12", *(f"cifar10_jpeg/{name}" for name in ("fp", "baseline", "ir2net")), "cifar10_jpeg_200"]
 
 
 @pytest.fixture
@@ -50,14 +51,16 @@ def test_accuracy_over_epochs_is_drawn(runs, capsys, fails):
 
 
 @pytest.mark.parametrize(
-    ("plot", "folder", "columns", "points"),
+    ("plot", "folders", "columns", "points"),
     [
-        ("fig7_digits/fig7_lambda", "fig7_digits", LAMBDA_COLUMNS, lambda_points),
-        ("cifar10_curves", "cifar10_jpeg", CURVE_COLUMNS, curve_points),
+        ("fig7_digits/fig7_lambda", ["fig7_digits"], LAMBDA_COLUMNS, lambda_points),
+        ("cifar10_curves", ["cifar10_jpeg"], CURVE_COLUMNS, curve_points),
+        ("cifar10_lengths", LENGTHS, CURVE_COLUMNS, curve_points),
     ],
 )
-def test_the_committed_plots_show_the_committed_runs(plot, folder, columns, points):
-    expected = [list(columns), *([str(x) for x in row] for row in points(collect([ROOT / "results" / folder])))]
+def test_the_committed_plots_show_the_committed_runs(plot, folders, columns, points):
+    runs = collect([ROOT / "results" / folder for folder in folders])
+    expected = [list(columns), *([str(x) for x in row] for row in points(runs))]
     with open(ROOT / "results" / f"{plot}.csv", newline="") as file:
         assert list(csv.reader(file)) == expected
     assert (ROOT / "results" / f"{plot}.png").is_file()
