@@ -4,6 +4,7 @@ The order of the images and their augmentation follow from (seed, epoch, image) 
 ranks, nor from where in an epoch a resumed run starts.
 """
 
+import contextlib
 import math
 import os
 import signal
@@ -72,6 +73,18 @@ def _collate(items):
     labels = [label for image, label, _ in items if image is not None]
     errors = [error for _, _, errors in items for error in errors]
     return torch.stack(images) if images else torch.empty(0, 3, 1, 1), torch.tensor(labels, dtype=torch.long), errors
+
+
+@contextlib.contextmanager
+def _sigterm_blocked():
+    """Within it SIGTERM waits, also in processes that are started there, and in all of their threads: torch starts some
+    in a worker before `_leave_signals_to_trainer` is called."""
+    blocked = {signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else set()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave_signals_to_trainer(worker):
@@ -173,7 +186,9 @@ class Batches:
     def _load(self, keys):
         self.order.batches = keys
         try:
-            for images, labels, errors in self.loader:
+            with _sigterm_blocked():
+                batches = iter(self.loader)  # starts the workers
+            for images, labels, errors in batches:
                 self._report(errors)
                 if self.train and not len(labels):  # each was to be replaced by the next that can be read
                     raise RunError(f"none of the {self.count} images of {self.root} can be read")

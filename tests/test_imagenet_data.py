@@ -2,6 +2,8 @@
 
 import multiprocessing
 import subprocess
+import threading
+import time
 import warnings
 
 import pytest
@@ -194,7 +196,15 @@ def test_without_a_readable_image_training_ends_too(small_tree):
         list(build(small_tree, skip_corrupt=True).epoch(0))
 
 
-def test_workers_end_at_their_trainers_sigterm_alone(small_tree):
+def test_workers_end_at_their_trainers_sigterm_alone(small_tree, monkeypatch):
+    """Whichever of their threads gets the signal: torch may start some before ours."""
+    start = batches._leave_signals_to_trainer
+
+    def start_after_a_thread(worker):
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        start(worker)
+
+    monkeypatch.setattr(batches, "_leave_signals_to_trainer", start_after_a_thread)
     others = multiprocessing.active_children()
     training = build(small_tree, workers=2)
     first = training.epoch(0)
