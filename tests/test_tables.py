@@ -155,7 +155,7 @@ def test_runs_of_several_folders_are_named_from_the_one_that_these_are_in(tmp_pa
     assert names == ["| fp/seed0"]
 
 
-def test_accuracy_over_the_length_of_training(runs, capsys):
+def test_accuracy_over_the_length_of_training(runs, capsys, fails):
     write_run(runs / "baseline", 90.0, **CIFAR10)
     write_run(runs / "full" / "longer", 99.5, epochs=9, **FP, **CIFAR10)
     write_run(runs / "longest", 98.5, epochs=20, ires=True, recovery="cirec", **CIFAR10)
@@ -169,6 +169,10 @@ def test_accuracy_over_the_length_of_training(runs, capsys):
         "| Baseline | 90.00 | -9.00 | - | - | - | - | -5.6 |",
         "| IR²Net (IRes + CIRec) | 96.00 | -3.00 | 98.00 | -1.50 | 98.50 | - | -3.6 |",
     ]
+    write_run(runs / "other", 91.0, lr=9.0, **CIFAR10)
+    assert "different recipes" in fails(tables.main, "lengths", "--runs", runs)[1]
+    (line,) = lines(capsys, "lengths", "--runs", runs / "baseline")[4:]
+    assert line == "| Baseline | 90.00 | - | -5.6 |"
     write_run(runs / "digits", 90.0)
     out = lines(capsys, "lengths", "--runs", runs / "digits", "--data", "digits")
     assert out[0] == "digits, not the paper's data: 360 test images."

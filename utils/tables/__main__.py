@@ -39,7 +39,7 @@ def main(argv=None):
     if args.plot:
         if args.table not in PLOTS:
             raise UsageError(f"--plot goes with {' or '.join(PLOTS)}")
-        output_paths(args.plot)
+        paths = output_paths(args.plot)
     if args.table not in TABLES and (args.commands or args.brief):
         raise UsageError(f"--commands and --brief go with a table of accuracies: {', '.join(TABLES)}")
     if args.table == "6":
@@ -54,7 +54,7 @@ def main(argv=None):
         results = results if args.data is None else of_data(results, args.data)
         print(leaderboard(results) if args.table == "leaderboard" else LISTS[args.table](results))
     if args.plot:
-        PLOTS[args.table](results if args.data is None else of_data(results, args.data), args.plot)
+        PLOTS[args.table](results if args.data is None else of_data(results, args.data), paths)
         print(f"\nplot: {args.plot}")
 
 

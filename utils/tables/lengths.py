@@ -1,5 +1,6 @@
 """Accuracy, and gap to full precision, over the length of training."""
 
+from utils.command import RunError
 from utils.tables.accuracy import filled_by, scored_on
 from utils.tables.markdown import markdown_table
 from utils.tables.paper import TABLES
@@ -7,12 +8,17 @@ from utils.tables.results import by_images, mean_top1, seeds_of
 
 
 def _accuracies(results, cell):
-    """{epochs: accuracy after the last one, the mean of all seeds} of the runs that a cell asks for."""
+    """{epochs: accuracy after the last one, the mean of the seeds} of the runs that a cell asks for.
+
+    Raises RunError for several recipes of one length."""
     found = {}
     for seeds in seeds_of(results, cell.flags).values():
-        for run in seeds.values():
-            found.setdefault(run.summary["epochs"], []).append(run)
-    return {epochs: mean_top1(runs) for epochs, runs in found.items()}
+        runs = list(seeds.values())
+        epochs = runs[0].summary["epochs"]
+        if epochs in found:
+            raise RunError(f"the runs of {cell.method} for {epochs} epochs have different recipes: give --runs of one")
+        found[epochs] = mean_top1(runs)
+    return found
 
 
 def _pair(accuracy, twin):
@@ -27,7 +33,7 @@ def _rows(results, lengths):
     twins = _accuracies(results, full)
     for cell in (full, *cells):
         found, of = _accuracies(results, cell), {} if cell is full else twins
-        paper = f"{cell.top1 - full.top1:+.1f}" if of and cell.top1 and results[0].is_cifar10 else "-"
+        paper = f"{cell.top1 - full.top1:+.1f}" if cell is not full and cell.top1 and results[0].is_cifar10 else "-"
         if found:
             yield [cell.method, *(text for n in lengths for text in _pair(found.get(n), of.get(n))), paper]
 

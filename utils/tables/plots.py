@@ -60,51 +60,50 @@ def curves_table(results):
     return "\n".join(markdown_table(["run", "data", "epochs", "half-way %", "last %"], rows))
 
 
-def _draw(curves, xlabel, ylabel, path, columns, points, xscale="linear"):
-    """Lines {label: (xs, ys, style)} into an image file, and `points` into the CSV file beside it."""
-    import matplotlib
+def _draw(curves, xlabel, ylabel, paths, columns, points, xscale="linear"):
+    """Lines {label: (xs, ys, style)} into an image file, `points` into a CSV file; paths: what `output_paths` gave."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     for label, (xs, ys, style) in curves.items():
         axes.plot(xs, ys, label=label, **style)
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale)
     axes.grid(alpha=0.3)
     if curves:
         axes.legend(fontsize="small")
-    picture, table = output_paths(path)
+    picture, table = paths
     with replacing(picture) as drawn, replacing(table) as written:
         figure.savefig(drawn, dpi=110, format=picture.suffix[1:])
         with open(written, "w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(points)
-    pyplot.close(figure)
 
 
-def plot_lambda(results, path):
+def plot_lambda(results, paths):
     """Draw figure 7, accuracy over lambda, from the runs of its cells."""
     points, curves = lambda_points(results), {}
     for name, data, epochs, lam, accuracy, _ in points:
         xs, ys, _ = curves.setdefault(f"{name}: {data}, {epochs} epochs", ([], [], {"marker": "o"}))
         xs.append(lam)
         ys.append(float(accuracy))
-    _draw(curves, "λ", "top-1 accuracy after the last epoch (%)", path, LAMBDA_COLUMNS, points)
+    _draw(curves, "λ", "top-1 accuracy after the last epoch (%)", paths, LAMBDA_COLUMNS, points)
 
 
-def plot_curves(results, path):
+def plot_curves(results, paths):
     """Draw the test accuracy over the epochs, a line per run, a colour per network; where some runs are longer than
     others on a logarithmic axis, a line style per length."""
     networks = list(dict.fromkeys((r.args["arch"], network_name(r.args)) for r in results))
     lengths = sorted({r.summary["epochs"] for r in results}, reverse=True)
-    curves = {}
+    styles = {}
     for r in results:
         color = f"C{networks.index((r.args['arch'], network_name(r.args)))}"
-        style = {"color": color, "linestyle": LINES[lengths.index(r.summary["epochs"]) % len(LINES)]}
-        accuracies = r.column("test_top1")
-        curves[r.name.removesuffix("/seed0")] = range(1, len(accuracies) + 1), accuracies, style
+        styles[r.name] = {"color": color, "linestyle": LINES[lengths.index(r.summary["epochs"]) % len(LINES)]}
+    points, curves = curve_points(results), {}
+    for name, epoch, accuracy in points:
+        xs, ys, _ = curves.setdefault(name.removesuffix("/seed0"), ([], [], styles[name]))
+        xs.append(epoch)
+        ys.append(float(accuracy))
     scale = "log" if len(lengths) > 1 else "linear"
-    label = "top-1 accuracy on the test images (%)"
-    _draw(curves, "epoch", label, path, CURVE_COLUMNS, curve_points(results), scale)
+    _draw(curves, "epoch", "top-1 accuracy on the test images (%)", paths, CURVE_COLUMNS, points, scale)

@@ -27,7 +27,7 @@ def check_new(folder):
     """Raise UsageError if no new run can begin in the folder, as it holds one."""
     if not str(folder):
         raise UsageError("--output-dir needs a folder")
-    stored = [name for name in (LAST, BEST, METRICS, SUMMARY) if Path(folder, name).exists()]
+    stored = [name for name in (LAST, BEST, METRICS, SUMMARY) if os.path.exists(Path(folder, name))]
     if stored:
         raise UsageError(f"{folder} already holds a run ({stored[0]}): add --resume, or give another --output-dir")
 
@@ -41,6 +41,8 @@ class Run:
     """
 
     def __init__(self, folder, resume=False, command=None):
+        if not resume:
+            check_new(folder)
         self.folder = Path(folder)
         self.command = command
         self.rows = []
@@ -51,12 +53,6 @@ class Run:
                 self._lock = self._locked()
         except OSError as error:
             raise RunError(f"cannot write to --output-dir {folder}: {error.strerror}") from None
-        if not resume:
-            try:
-                check_new(folder)
-            except UsageError:
-                self.close()
-                raise
 
     def _locked(self):
         """A file that this process holds the lock of: it goes with the process, however that ends."""
