@@ -14,8 +14,11 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$(cksum <requirements.txt)" ]; then
             { echo "error: python3 -m venv $VENV failed: $reason" >&2; exit 1; }
     fi
     echo "installing requirements.txt into $VENV" >&2
-    "$VENV/bin/python" -m pip install -r requirements.txt >"$VENV/install.log" 2>&1 ||
-        { echo "error: could not install requirements.txt: see $VENV/install.log" >&2; exit 1; }
+    if ! "$VENV/bin/python" -m pip install -r requirements.txt >"$VENV/install.log" 2>&1; then
+        reason=$(grep -m 1 '^ERROR: ' "$VENV/install.log") || reason=
+        echo "error: could not install requirements.txt: see $VENV/install.log. ${reason#ERROR: }" >&2
+        exit 1
+    fi
     cksum <requirements.txt >"$stamp"
 fi
 export PATH="$VENV/bin:$PATH"
