@@ -106,7 +106,7 @@ _PROGRAMS = 4
 
 
 class _Packed:
-    """What packed networks have in common. `fast`: whether the first convolution may be computed in bfloat16."""
+    """What packed networks have in common. `fast`: whether the first and the 1x1 convolutions may be in bfloat16."""
 
     fast = False
 

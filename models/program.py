@@ -72,7 +72,7 @@ class _Lowering:
         image, plane = self.program.image(*self.size, padding, half=self.fast)
         weight = conv.weight.numpy()
         if self.fast:
-            return self._stem_bf16(image, plane, weight, size, finish, stride)
+            return self._stem_bf16(image, weight, size, finish, stride)
         place = np.arange(3) * plane, np.arange(kernel) * image.row, np.arange(kernel) * image.pixel
         order = (1, 2, 0) if large else (0, 1, 2)  # in which oneDNN adds up: channels last, or first
         offsets = place[0][:, None, None] + place[1][:, None] + place[2]
@@ -80,15 +80,13 @@ class _Lowering:
         offsets = np.ascontiguousarray(offsets.transpose(order)).reshape(-1)
         return self.program.dense(image, (offsets, _lanes(taps)), size, finish, stride=stride)
 
-    def _stem_bf16(self, image, plane, weight, size, finish, stride):
-        kernel = weight.shape[2]
-        pairs = -(-kernel // 2)
-        taps = np.zeros((3, kernel, 2 * pairs, len(weight)), np.float32)
-        taps[:, :, :kernel] = weight.transpose(1, 2, 3, 0)
-        place = np.arange(3) * plane, np.arange(kernel) * image.row, np.arange(pairs) * 2 * image.pixel
-        offsets = (place[0][:, None, None] + place[1][:, None] + place[2]).reshape(-1)
-        taps = _bf16_pairs(taps.reshape(-1, len(weight)))
-        return self.program.dense(image, (offsets, taps), size, finish, stride=stride, kind=Kind.BF16)
+    def _stem_bf16(self, image, weight, size, finish, stride):
+        channels, _, kernel, _ = weight.shape
+        rows = weight.transpose(2, 3, 1, 0).reshape(kernel, 3 * kernel, channels)
+        rows = np.pad(rows, ((0, 0), (0, 3 * kernel % 2), (0, 0)))  # the last pair of a row may be half a one
+        offsets = np.arange(kernel)[:, None] * image.row + 4 * np.arange(rows.shape[1] // 2)
+        taps = offsets.reshape(-1), _bf16_pairs(rows.reshape(-1, channels))
+        return self.program.dense(image, taps, size, finish, stride=stride, kind=Kind.BF16)
 
     def pointwise(self, source, conv, table, out=None, chains=None):
         """A 1x1 convolution without bias, of full precision, and what follows it.
@@ -98,10 +96,14 @@ class _Lowering:
         if conv.kernel_size != (1, 1) or conv.groups != 1 or conv.bias is not None:
             raise NotLowered
         size = [-(-side // conv.stride[0]) for side in (source.height, source.width)]
-        weight, done = conv.weight.flatten(1).T.numpy(), None
+        weight, done, stride = conv.weight.flatten(1).T.numpy(), None, conv.stride[0]
+        if self.fast:
+            pairs = _bf16_pairs(np.pad(weight, ((0, conv.in_channels % 2), (0, 0))))
+            source, taps = self.program.round(source), (4 * np.arange(pairs.shape[1]), pairs)
+            return self.program.dense(source, taps, size, table, stride=stride, out=out, kind=Kind.BF16)
         for first, last in chains or [(0, conv.in_channels)]:
             part, taps = source.part(last - first, first), (4 * np.arange(last - first), _lanes(weight[first:last]))
-            done = self.program.dense(part, taps, size, table, stride=conv.stride[0], residual=done, out=out or done)
+            done = self.program.dense(part, taps, size, table, stride=stride, residual=done, out=out or done)
         return done
 
     def shortcut(self, module, x, channels):
@@ -337,7 +339,7 @@ class NetworkProgram:
 def lower(model, height, width, fast=False):
     """The NetworkProgram of a packed network for images of one size, or None if it has a part that no step computes.
 
-    fast: the first convolution in bfloat16. Raises ValueError if the network takes no images of that size.
+    fast: the first and the 1x1 convolutions in bfloat16. Raises ValueError if the network takes no images of that size.
     """
     lowering = _Lowering(model, height, width, fast)
     try:

@@ -27,6 +27,7 @@ _WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
 # Pixels of the tiles, in falling order: their sums, and what is added to them, fit into the registers.
 _COUNTS, _SUMS, _PAIRS = ((7, 4, 1), (7, 4, 1), (7, 4, 1)) if _WIDE else ((2, 1), (6, 3, 1), (3, 1))
 _FIXED_SUMS = 14 if _WIDE else 6
+_BF16_STEM = 14
 binding.initialize_native_asmparser()
 
 
@@ -138,14 +139,27 @@ def _dense_pair_sums(*args):
 
 
 def _bf16_sums(builder, step, pixels, place, base):
-    """Each tap is a pair of products; without the instruction there is no such kernel to call."""
+    """Each tap is a pair of products. Without the instruction for it this is slow, and good for tests alone."""
     signature = ir.FunctionType(_floats, [_floats, _pairs, _pairs])
     product = ir.InlineAsm(signature, "vdpbf16ps $3, $2, $0", "=v,0,v,v")
 
     def add(total, x, weight):
-        return builder.call(product, [total, x, weight]) if HAS_BF16 else total
+        if HAS_BF16:
+            return builder.call(product, [total, x, weight])
+        for part in (_second, _first):
+            total = _fma(builder, part(builder, x), part(builder, weight), total)
+        return total
 
     return list(zip(*_accumulate(builder, step, pixels, place, _i32, [_pairs], add)))
+
+
+def _first(builder, pairs):
+    """The first numbers of pairs of bfloat16, as float32."""
+    return builder.bitcast(builder.shl(pairs, _constant(_pairs, 16)), _floats)
+
+
+def _second(builder, pairs):
+    return builder.bitcast(builder.and_(pairs, _constant(_pairs, -1 << 16)), _floats)
 
 
 def _copied(builder, step, pixels, place, base):
@@ -212,7 +226,7 @@ def _tile(sums_of, pixels, apart=None):
 
 
 _dense_near, _dense_next = (_tile(_dense_sums, _FIXED_SUMS, apart) for apart in (8, 4))
-_bf16_14_next = _tile(_bf16_sums, 14, 4)
+_bf16_stem = _tile(_bf16_sums, _BF16_STEM, 12)
 
 
 def _pooling(mean):
@@ -301,19 +315,25 @@ def _copy_float(typing_context, source, out):
     return types.void(types.intp, types.intp), codegen
 
 
-@intrinsic
-def _copy_bf16(typing_context, source, out):
-    """The float32 at `source` is stored at `out` as the nearest bfloat16, the even one of two that are as near."""
+def _rounding(numbers):
+    """Kernel: so many float32 at `source` are stored at `out` as the nearest bfloat16, the even one of two as near."""
+    words, halves = ir.VectorType(_i32, numbers), ir.VectorType(_i16, numbers)
 
-    def codegen(context, builder, signature, args):
-        word = _load(builder, args[0], _i32)
-        sixteen, one = ir.Constant(_i32, 16), ir.Constant(_i32, 1)
-        odd = builder.and_(builder.lshr(word, sixteen), one)
-        word = builder.add(builder.add(word, ir.Constant(_i32, 0x7FFF)), odd)
-        _store(builder, builder.trunc(builder.lshr(word, sixteen), _i16), args[1])
-        return context.get_dummy_value()
+    @intrinsic
+    def kernel(typing_context, source, out):
+        def codegen(context, builder, signature, args):
+            word, sixteen = _load(builder, args[0], words), _constant(words, 16)
+            odd = builder.and_(builder.lshr(word, sixteen), _constant(words, 1))
+            word = builder.add(builder.add(word, _constant(words, 0x7FFF)), odd)
+            _store(builder, builder.trunc(builder.lshr(word, sixteen), halves), args[1])
+            return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp), codegen
+        return types.void(types.intp, types.intp), codegen
+
+    return kernel
+
+
+_round_number, _round_block = _rounding(1), _rounding(LANES)
 
 
 @intrinsic
@@ -406,9 +426,9 @@ def _dense(left, pixel, at):
 @_kernel
 def _bf16(left, pixel, at):
     """The same of BF16."""
-    if left >= 14 and pixel == 4:
-        _bf16_14_next(*at)
-        return 14
+    if left >= _BF16_STEM and pixel == 12:
+        _bf16_stem(*at)
+        return _BF16_STEM
     return _few_bf16(left, at)
 
 
@@ -468,17 +488,23 @@ def _lines(step, chunk):
 
 @_kernel
 def _signs(step, chunk):
-    """A chunk of SIGNS."""
+    """A chunk of SIGNS or ROUND."""
     first, last, start, end = _part(step, chunk)
+    signs = get(step, Field.KIND) == Kind.SIGNS
     shift = get(step, Field.FINISH) + Finish.SHIFT * get(step, Field.FINISH_ROW)
     for y in range(first, last):
-        source, bits = get(step, Field.SOURCE_ROW) * y, get(step, Field.BITS_ROW) * y
-        source, bits = source + get(step, Field.SOURCE), bits + get(step, Field.BITS)
+        source = get(step, Field.SOURCE) + get(step, Field.SOURCE_ROW) * y
+        bits = get(step, Field.BITS) + get(step, Field.BITS_ROW) * y
+        out = get(step, Field.OUT) + get(step, Field.OUT_ROW) * y
         for _ in range(get(step, Field.WIDTH)):
             for block in range(start, end):
-                _sign_block(source + _BYTES * block, shift + _BYTES * block, bits + 2 * block)
+                if signs:
+                    _sign_block(source + _BYTES * block, shift + _BYTES * block, bits + 2 * block)
+                else:
+                    _round_block(source + _BYTES * block, out + 2 * LANES * block)
             source += get(step, Field.SOURCE_PIXEL)
             bits += get(step, Field.BITS_PIXEL)
+            out += get(step, Field.OUT_PIXEL)
 
 
 @_kernel
@@ -546,9 +572,9 @@ def _image(step, chunk, call):
             out = get(step, Field.OUT) + channel * get(step, Field.OUT_CHANNEL) + y * get(step, Field.OUT_ROW)
             for x in range(get(step, Field.WIDTH)):
                 if whole:
-                    _copy_float(source + x * pixel, out + 4 * x)
+                    _copy_float(source + x * pixel, out + x * get(step, Field.OUT_PIXEL))
                 else:
-                    _copy_bf16(source + x * pixel, out + 2 * x)
+                    _round_number(source + x * pixel, out + x * get(step, Field.OUT_PIXEL))
 
 
 @_kernel
@@ -561,7 +587,7 @@ def _execute(step, chunk, call):
         _stem(step, chunk, get(call, Call.LINES))
     elif kind == Kind.POOL:
         _pool(step, chunk)
-    elif kind == Kind.SIGNS:
+    elif kind == Kind.SIGNS or kind == Kind.ROUND:
         _signs(step, chunk)
     else:
         _image(step, chunk, call)

@@ -26,8 +26,9 @@ class Kind(IntEnum):
     STEM = 4  # DENSE or BF16, whose rows are pooled at once: 3x3 maxima of stride 2, and averages over two rows
     POOL = 5  # maxima or averages over windows
     IMAGE = 6  # the image (3, H, W) with a border of zeros
-    IMAGE_BF16 = 7  # the same, in pairs of neighbouring pixels in bfloat16
+    IMAGE_BF16 = 7  # the same as (H, W, 3), in bfloat16
     SIGNS = 8  # the bits of the source map's signs, with the finish table's SHIFT alone
+    ROUND = 9  # the source map in bfloat16
 
 
 class Field(IntEnum):

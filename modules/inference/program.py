@@ -116,8 +116,9 @@ class Program:
         self.size += -(-size // _BYTES) * _BYTES
         return address
 
-    def maps(self, height, width, channels, border=0):
-        pixel = _BYTES * blocks_of(channels)
+    def maps(self, height, width, channels, border=0, half=False):
+        """New Maps in memory, zeros at first; half: in bfloat16."""
+        pixel = (_BYTES // 2 if half else _BYTES) * blocks_of(channels)
         row = pixel * (width + 2 * border)
         address = self.memory(row * (height + 2 * border)) + border * (row + pixel)
         return Maps(address, height, width, channels, row, pixel)
@@ -230,6 +231,14 @@ class Program:
         if maps.step is not None and Field.BITS in maps.step:
             maps.step[Field.OUT] = 0
 
+    def round(self, maps):
+        """The maps in bfloat16, for `dense`."""
+        out = self.maps(maps.height, maps.width, maps.channels, half=True)
+        step = self.add(Kind.ROUND, **_source(maps))
+        step |= out.fields("OUT")
+        self._chunks(step, maps.height, maps.width, blocks_of(maps.channels))
+        return out
+
     def pool(self, source, rows, columns, maximum=False, out=None):
         """Maxima or averages of maps over windows, int64 (H, 2) and (W, 2)."""
         size = len(rows), len(columns)
@@ -243,17 +252,18 @@ class Program:
         return out
 
     def image(self, height, width, padding, half=False):
-        """The image of the call, planes with a border: (Maps of the first plane, bytes from one plane to the next)."""
-        size = 2 if half else 4
-        row = size * (width + 2 * padding + 1)  # a pair may reach one further
+        """The image of the call with a border: (Maps of a plane, bytes to the next). half: bfloat16, channels last."""
+        pixel = 6 if half else 4
+        row = pixel * (width + 2 * padding)
         plane = row * (height + 2 * padding)
-        address = self.memory(3 * plane + _BYTES)
+        channel, size = (2, plane) if half else (plane, 3 * plane)
+        address = self.memory(size + _BYTES)  # the last pair of bfloat16 may reach further
         step = self.add(
-            Kind.IMAGE_BF16 if half else Kind.IMAGE, OUT=address + padding * (row + size), OUT_ROW=row,
-            OUT_CHANNEL=plane,
+            Kind.IMAGE_BF16 if half else Kind.IMAGE, OUT=address + padding * (row + pixel), OUT_ROW=row,
+            OUT_PIXEL=pixel, OUT_CHANNEL=channel,
         )  # fmt: skip
         self._chunks(step, height, width, 1)
-        return Maps(address, height, width, 3, row, size), plane
+        return Maps(address, height, width, 3, row, pixel), channel
 
     def stem(self, maps, columns):
         """Turn the last step, a convolution that made `maps`, into one whose rows are pooled at once.

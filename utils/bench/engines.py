@@ -19,7 +19,7 @@ import numpy as np
 
 
 def packed(path, images, threads, fast=False):
-    """A packed file of ours; fast: its first convolution in bfloat16."""
+    """A packed file of ours; fast: its first and its 1x1 convolutions in bfloat16."""
     from utils.checkpoint import load_model
 
     model = load_model(path)

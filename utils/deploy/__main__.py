@@ -72,7 +72,9 @@ def add_flags(sub, name):
     if name == "verify":
         sub.add_argument("--packed", metavar="PATH", help="a packed file of --checkpoint; default: pack it anew")
     if name in ("verify", "bench"):
-        sub.add_argument("--fast", action="store_true", help="the first convolution in bfloat16: not exact")
+        sub.add_argument(
+            "--fast", action="store_true", help="the first and the 1x1 convolutions in bfloat16: not exact"
+        )
     if name in ("verify", "onnx"):
         sub.add_argument("--data-dir", metavar="DIR", help="where --dataset lies; default: random images")
         sub.add_argument("--images", type=positive_int, metavar="N", help="how many random images; default: 16")
