@@ -9,15 +9,8 @@ from torch import nn
 from models.blocks import PadShortcut
 from modules.activations import LearnedShift
 from modules.inference.layout import LANES, Finish, Kind
-from modules.inference.program import (
-    Instance,
-    Program,
-    blocks_of,
-    external,
-    neutral,
-    strided_windows,
-    windows,
-)
+from modules.inference.maps import blocks_of, external, strided_windows, windows
+from modules.inference.program import Instance, Program, neutral
 from modules.inference.runtime import kernels, maps_at, readable
 from modules.inference.threads import execute, for_each, run_steps
 from modules.inference.xnor import XnorConv2d

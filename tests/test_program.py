@@ -26,7 +26,8 @@ from models.blocks import Network
 from models.inference import pack_network
 from models.program import _Lowering, _where, lower
 from modules.inference import native
-from modules.inference.program import external, neutral
+from modules.inference.maps import external
+from modules.inference.program import neutral
 from modules.inference.runtime import kernels, maps_at
 from modules.inference.threads import Pace, execute, for_each
 from utils.deploy.verify import compare_fast, relative_errors

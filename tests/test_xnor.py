@@ -17,6 +17,7 @@ from modules.activations import ACTIVATIONS, LearnedShift
 from modules.binarize import binary_sign
 from modules.inference import native, runtime, xnor
 from modules.inference.bits import pack_signs, unpack_signs
+from modules.inference.kernels import HAS_TABLES
 from modules.inference.values import ValuesConv2d, finish_after
 from modules.inference.xnor import Finish, XnorConv2d, batch_norm_affine
 
@@ -40,9 +41,16 @@ def expected_sums(conv, x):
     return F.conv2d(conv.quantized_input(x), conv.binary_weight()[0], None, conv.stride, conv.padding)
 
 
-@pytest.fixture(params=["numba", "torch"])
-def either_path(request, monkeypatch):
-    """The compiled kernel, and what stands in for it where numba is missing."""
+def count_by_tables(monkeypatch, tables):
+    if tables and not HAS_TABLES:
+        pytest.skip("no AVX2")
+    monkeypatch.setattr(native, "has_tables", lambda: tables)
+
+
+@pytest.fixture(params=["words", "tables", "torch"])
+def any_path(request, monkeypatch):
+    """The two compiled kernels, and what stands in for them where numba is missing."""
+    count_by_tables(monkeypatch, request.param == "tables")
     if request.param == "torch":
         for module in (runtime, xnor):
             monkeypatch.setattr(module, "kernels", lambda: None)
@@ -73,7 +81,7 @@ def test_bits_lie_along_the_channels_and_zero_is_positive():
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_sums_are_those_of_the_float_convolution(case, either_path, thread_count):
+def test_sums_are_those_of_the_float_convolution(case, any_path, thread_count):
     images, channels, out_channels, height, width, *shape = case
     conv = make_conv(channels, out_channels, *shape)
     x = torch.randn(images, channels, height, width)
@@ -83,10 +91,18 @@ def test_sums_are_those_of_the_float_convolution(case, either_path, thread_count
     assert torch.equal(sums, expected_sums(conv, x))
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
+@pytest.mark.parametrize("channels", [16, 512])
 @torch.no_grad()
-def test_any_shape(data):
+def test_no_count_overflows_where_all_bits_differ(channels, any_path):
+    conv = make_conv(channels, 40, 3, 1, 0)
+    conv.weight.fill_(1)
+    assert (XnorConv2d(conv)(-torch.ones(1, channels, 5, 9)) == -9 * channels).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), tables=st.just(False) | st.just(HAS_TABLES))
+@torch.no_grad()
+def test_any_shape(data, tables):
     kernel = data.draw(st.sampled_from([1, 3]))
     padding = data.draw(st.integers(0, 2))
     smallest = max(1, kernel - 2 * padding)
@@ -97,12 +113,14 @@ def test_any_shape(data):
     x = torch.randn(images, channels, height, width)
     if data.draw(st.booleans()):
         x = x.to(memory_format=torch.channels_last)
-    assert torch.equal(XnorConv2d(conv)(x), expected_sums(conv, x))
+    with pytest.MonkeyPatch.context() as patch:
+        count_by_tables(patch, tables)
+        assert torch.equal(XnorConv2d(conv)(x), expected_sums(conv, x))
 
 
 @pytest.mark.parametrize("method", ["bnn", "xnor", "irnet", "reactnet", "sdbnn", "rbnn", "recu_twostage"])
 @torch.no_grad()
-def test_methods_shift_and_scale(method, either_path):
+def test_methods_shift_and_scale(method, any_path):
     conv = make_conv(48, 24, 3, 1, 1, method)
     conv.eval()
     for module in conv.modules():
@@ -118,7 +136,7 @@ def test_methods_shift_and_scale(method, either_path):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("factor", [0.7, -1.3])
 @torch.no_grad()
-def test_learned_values(case, factor, either_path, thread_count):
+def test_learned_values(case, factor, any_path, thread_count):
     """Values other than -1 and +1 on both sides, in whose convolution the borders are unlike the middle."""
     images, channels, out_channels, height, width, *shape = case
     conv = make_conv(channels, out_channels, *shape, method="adabin")
@@ -182,7 +200,7 @@ def test_batch_norm_folds_to_the_bit():
 @pytest.mark.parametrize("act", [*ACTIVATIONS, "none"])
 @pytest.mark.parametrize("shortcut", ["none", "plain", "norm"])
 @torch.no_grad()
-def test_what_follows_the_convolution(act, shortcut, either_path):
+def test_what_follows_the_convolution(act, shortcut, any_path):
     channels = 24
     conv, norm = make_conv(40, channels, 3, 1, 1), make_norm(channels)
     shortcut_norm = make_norm(channels) if shortcut == "norm" else None

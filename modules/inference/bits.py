@@ -1,7 +1,10 @@
 """Signs as bits: 64 channels to a word, and weights in the order in which the kernels read them."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+
+from modules.inference.layout import LANES
 
 WORD = 64
 
@@ -38,3 +41,22 @@ def arrange(bits):
     blocks = rows.unflatten(0, (-1, 16)).transpose(1, 2).contiguous().view(torch.uint64)
     counts = _BITS_SET[bits.view(torch.uint8).int()].sum(3, dtype=torch.float32).flatten(1).T.contiguous()
     return blocks, counts
+
+
+def nibbles(blocks, taps, pairs):
+    """uint8 (blocks, taps * pairs, 2, 2, LANES): the low and the high nibble of each byte of the weights, for LOOKUP.
+
+    blocks: as `arrange` gives them, of so many taps; pairs: how many pairs of a tap's bytes have bits.
+    """
+    rows = blocks.reshape(len(blocks), taps, -1, LANES, 1).view(np.uint8)
+    rows = rows.transpose(0, 1, 2, 4, 3).reshape(len(blocks), taps, -1, LANES)[:, :, : 2 * pairs]
+    return np.stack([rows & 15, rows >> 4], 3)
+
+
+def _differing():
+    """uint8 (256, 2, 16): how many bits of a byte's low and high nibble differ from those of 0 to 15."""
+    byte, nibble = np.arange(256), np.arange(16)
+    return _BITS_SET.numpy()[np.stack([(byte & 15)[:, None] ^ nibble, (byte >> 4)[:, None] ^ nibble], 1)]
+
+
+DIFFERING_BITS = _differing()

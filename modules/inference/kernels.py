@@ -13,13 +13,18 @@ from numba.extending import intrinsic
 
 from modules.inference.layout import LANES, Call, Field, Finish, Kind
 
-_i16, _i32, _i64, _float = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_i8, _i16, _i32, _i64, _float = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _words = ir.VectorType(_i64, LANES // 2)
 _floats, _pairs = ir.VectorType(_float, LANES), ir.VectorType(_i32, LANES)
 _FIELDS = len(Field)
 _BYTES = 4 * LANES
+_bytes = ir.VectorType(_i8, 2 * LANES)
 _PAIR = 100
-"""The kind of `_line` that computes DENSE for two blocks of channels at once."""
+"""Added to a kind, LOOKUP or DENSE: `_line` computes it for two blocks of channels at once."""
+_FULL = 31
+"""How many taps of LOOKUP a byte has room for, which counts up to 4 bits of each of their two bytes."""
+HAS_TABLES = bool(binding.get_host_cpu_features().get("avx2"))
+"""Whether the CPU looks up 32 bytes in tables at once. Elsewhere LOOKUP is not to be called."""
 HAS_BF16 = bool(binding.get_host_cpu_features().get("avx512bf16"))
 """Whether the CPU multiplies numbers in bfloat16."""
 _WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
@@ -54,7 +59,7 @@ def _load(builder, address, kind, offset=0):
     """The value of type `kind` at the address, an i64, which need not be aligned."""
     place = builder.add(address, offset if isinstance(offset, ir.Value) else _whole(offset))
     value = builder.load(builder.inttoptr(place, kind.as_pointer()))
-    value.align = 2
+    value.align = 1 if kind is _i8 else 2
     return value
 
 
@@ -110,21 +115,75 @@ def _accumulate(builder, step, pixels, place, element, vectors, add):
     return [[builder.load(total) for total in of_pixel] for of_pixel in totals]
 
 
+def _from_base(builder, counts, base):
+    """base - 2 * counts of differing bits, both [block][pixel]: vectors of float32."""
+    address, columns = base
+
+    def sums(block, p, count):
+        case = builder.add(_load(builder, columns, _i64, 8 * p), _whole(_BYTES * block))
+        products = _load(builder, address, _floats, case)
+        return _fma(builder, builder.sitofp(count, _floats), _constant(_floats, -2.0), products)
+
+    return [[sums(block, p, count) for p, count in enumerate(of_block)] for block, of_block in enumerate(counts)]
+
+
 def _count_sums(builder, step, pixels, place, base):
     """base - 2 * differing bits: [block][pixel], vectors of float32."""
 
     def add(total, x, weight):
         return builder.add(total, _llvm(builder, "llvm.ctpop.v8i64", builder.xor(x, weight)))
 
-    sums = []
-    for p, totals in enumerate(_accumulate(builder, step, pixels, place, _i64, [_words] * 2, add)):
-        low, high = (builder.bitcast(total, _pairs) for total in totals)
-        both = builder.shuffle_vector(low, high, ir.Constant(_pairs, list(range(0, 2 * LANES, 2))))
-        base_address, columns = base
-        case = _load(builder, columns, _i64, 8 * p)
-        products = _load(builder, base_address, _floats, case)
-        sums.append(_fma(builder, builder.sitofp(both, _floats), _constant(_floats, -2.0), products))
-    return [sums]
+    counts, even = [], ir.Constant(_pairs, list(range(0, 2 * LANES, 2)))
+    for totals in _accumulate(builder, step, pixels, place, _i64, [_words] * 2, add):
+        counts.append(builder.shuffle_vector(*(builder.bitcast(total, _pairs) for total in totals), even))
+    return _from_base(builder, [counts], base)
+
+
+def _lookup_sums(builder, step, pixels, place, base, blocks=1):
+    """The same, [block][pixel]: each byte of a window chooses two tables, in which the weights' nibbles are looked up.
+
+    A block has two counts of each channel, a byte each: of the low nibbles, and of the high ones.
+    """
+    window, weights, offsets = place
+    taps, next_block = step[Field.TAPS], step.times(Field.TAPS, _BYTES)
+    starts = [builder.add(weights, builder.mul(next_block, _whole(block))) for block in range(blocks)]
+    windows = [builder.add(window, step.times(Field.SOURCE_PIXEL, p)) for p in range(pixels[0])]
+    sums = [[cgutils.alloca_once_value(builder, ir.Constant(_pairs, None)) for _ in windows] for _ in starts]
+    counts = [[cgutils.alloca_once(builder, _bytes) for _ in windows] for _ in starts]
+    with cgutils.for_range(builder, builder.udiv(builder.add(taps, _whole(_FULL - 1)), _whole(_FULL))) as group:
+        for count in itertools.chain(*counts):
+            builder.store(ir.Constant(_bytes, None), count)
+        first = builder.mul(group.index, _whole(_FULL))
+        left = builder.sub(taps, first)
+        left = builder.select(builder.icmp_signed("<", left, _whole(_FULL)), left, _whole(_FULL))
+        with cgutils.for_range(builder, left) as tap:
+            _look_up(builder, step[Field.TABLE], (windows, starts, offsets), builder.add(first, tap.index), counts)
+        for total, count in zip(itertools.chain(*sums), itertools.chain(*counts)):
+            both = builder.load(count)
+            for lanes in (range(LANES), range(LANES, 2 * LANES)):
+                nibbles = builder.shuffle_vector(both, both, ir.Constant(_pairs, list(lanes)))
+                builder.store(builder.add(builder.load(total), builder.zext(nibbles, _pairs)), total)
+    return _from_base(builder, [[builder.load(total) for total in of_block] for of_block in sums], base)
+
+
+def _look_up(builder, table, place, tap, counts):
+    """One tap of `_lookup_sums`, number `tap`, added to the counts."""
+    windows, starts, offsets = place
+    offset = _load(builder, builder.add(offsets, builder.mul(tap, _whole(8))), _i64)
+    for byte in range(2):
+        inside = builder.add(offset, _whole(byte))
+        chosen = [builder.zext(_load(builder, window, _i8, inside), _i64) for window in windows]
+        tables = [_load(builder, table, _bytes, builder.shl(x, _whole(5))) for x in chosen]
+        at = builder.add(builder.mul(tap, _whole(_BYTES)), _whole(2 * LANES * byte))
+        for start, of_block in zip(starts, counts):
+            weight = _load(builder, start, _bytes, at)
+            for of_pixel, count in zip(tables, of_block):
+                found = _llvm(builder, "llvm.x86.avx2.pshuf.b", of_pixel, weight) if HAS_TABLES else weight
+                builder.store(builder.add(builder.load(count), found), count)
+
+
+def _lookup_pair_sums(*args):
+    return _lookup_sums(*args, blocks=2)
 
 
 def _dense_sums(builder, step, pixels, place, base, blocks=1):
@@ -405,7 +464,9 @@ def _next_tile(sums_of, sizes):
 
 
 _count = _next_tile(_count_sums, _COUNTS)
-_pair = _next_tile(_dense_pair_sums, _PAIRS)
+_lookup = _next_tile(_lookup_sums, (4, 1))
+_lookup_pair = _next_tile(_lookup_pair_sums, (4, 3, 2, 1))
+_dense_pair = _next_tile(_dense_pair_sums, _PAIRS)
 _few_dense = _next_tile(_dense_sums, _SUMS)
 _few_bf16 = _next_tile(_bf16_sums, (7, 1))
 _copy = _next_tile(_copied, (4, 1))
@@ -434,7 +495,7 @@ def _bf16(left, pixel, at):
 
 @_kernel
 def _line(kind, step, window, weights, offsets, base, columns, finish, residual, out, bits, width):
-    """A line of `width` output pixels of one block of channels, or of two if `kind` is _PAIR."""
+    """A line of `width` output pixels of one block of channels, or of two if the kind is _PAIR + `kind`."""
     x, pixel = 0, get(step, Field.SOURCE_PIXEL)
     while x < width:
         r = residual + x * get(step, Field.RESIDUAL_PIXEL)
@@ -443,8 +504,12 @@ def _line(kind, step, window, weights, offsets, base, columns, finish, residual,
         at = (step, window + x * pixel, weights, offsets, base, columns + 8 * x, finish, r, o, b)
         if kind == Kind.COUNT:
             x += _count(width - x, at)
-        elif kind == _PAIR:
-            x += _pair(width - x, at)
+        elif kind == Kind.LOOKUP:
+            x += _lookup(width - x, at)
+        elif kind == _PAIR + Kind.LOOKUP:
+            x += _lookup_pair(width - x, at)
+        elif kind == _PAIR + Kind.DENSE:
+            x += _dense_pair(width - x, at)
         elif kind == Kind.DENSE:
             x += _dense(width - x, pixel, at)
         elif kind == Kind.BF16:
@@ -465,10 +530,11 @@ def _part(step, chunk):
 
 @_kernel
 def _lines(step, chunk):
-    """A chunk of COUNT, DENSE, COPY or BF16."""
+    """A chunk of COUNT, LOOKUP, DENSE, COPY or BF16."""
     kind, first, last, start, end = get(step, Field.KIND), *_part(step, chunk)
     taps, words = get(step, Field.TAPS), 2 if get(step, Field.KIND) == Kind.COUNT else 1
-    pairs, block = kind == Kind.DENSE and get(step, Field.OFFSETS_BLOCK) == 0, start
+    counts, block = kind == Kind.COUNT or kind == Kind.LOOKUP, start
+    pairs = kind == Kind.LOOKUP or (kind == Kind.DENSE and get(step, Field.OFFSETS_BLOCK) == 0)
     while block < end:
         pair = pairs and block + 1 < end
         weights = get(step, Field.WEIGHTS) + _BYTES * words * taps * block
@@ -476,13 +542,13 @@ def _lines(step, chunk):
         finish, channel = get(step, Field.FINISH) + _BYTES * block, _BYTES * block
         source = get(step, Field.SOURCE) + (channel if kind == Kind.COPY else 0)
         for y in range(first, last):
-            base = get(step, Field.BASE) + channel + get(get(step, Field.ROW_BASE), y) if kind == Kind.COUNT else 0
+            base = get(step, Field.BASE) + channel + get(get(step, Field.ROW_BASE), y) if counts else 0
             residual = get(step, Field.RESIDUAL) + channel + get(step, Field.RESIDUAL_ROW) * y
             out = get(step, Field.OUT) + channel + get(step, Field.OUT_ROW) * y if get(step, Field.OUT) else 0
             bits = get(step, Field.BITS) + 2 * block + get(step, Field.BITS_ROW) * y if get(step, Field.BITS) else 0
             window = source + get(step, Field.SOURCE_ROW) * y
-            _line(_PAIR if pair else kind, step, window, weights, offsets, base, get(step, Field.COLUMN_BASE), finish,
-                  residual, out, bits, get(step, Field.WIDTH))  # fmt: skip
+            _line(_PAIR + kind if pair else kind, step, window, weights, offsets, base,
+                  get(step, Field.COLUMN_BASE), finish, residual, out, bits, get(step, Field.WIDTH))  # fmt: skip
         block += 2 if pair else 1
 
 

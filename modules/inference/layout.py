@@ -20,19 +20,20 @@ class Kind(IntEnum):
     """What a step does."""
 
     COUNT = 0  # binary convolution: differing bits of source and weights, taken from `base`
-    DENSE = 1  # convolution in float32: one chain of fused multiply-adds over the taps, in the order of `offsets`
-    COPY = 2  # the source map itself
-    BF16 = 3  # convolution of pairs of taps in bfloat16, summed in float32
-    STEM = 4  # DENSE or BF16, whose rows are pooled at once: 3x3 maxima of stride 2, and averages over two rows
-    POOL = 5  # maxima or averages over windows
-    IMAGE = 6  # the image (3, H, W) with a border of zeros
-    IMAGE_BF16 = 7  # the same as (H, W, 3), in bfloat16
-    SIGNS = 8  # the bits of the source map's signs, with the finish table's SHIFT alone
-    ROUND = 9  # the source map in bfloat16
+    LOOKUP = 1  # the same by tables, 16 channels a tap, for CPUs that cannot count the bits of a word at once
+    DENSE = 2  # convolution in float32: one chain of fused multiply-adds over the taps, in the order of `offsets`
+    COPY = 3  # the source map itself
+    BF16 = 4  # convolution of pairs of taps in bfloat16, summed in float32
+    STEM = 5  # DENSE or BF16, whose rows are pooled at once: 3x3 maxima of stride 2, and averages over two rows
+    POOL = 6  # maxima or averages over windows
+    IMAGE = 7  # the image (3, H, W) with a border of zeros
+    IMAGE_BF16 = 8  # the same as (H, W, 3), in bfloat16
+    SIGNS = 9  # the bits of the source map's signs, with the finish table's SHIFT alone
+    ROUND = 10  # the source map in bfloat16
 
 
 class Field(IntEnum):
-    """The columns of a program. What no kind names is of all kinds that finish: COUNT, DENSE, COPY, BF16, STEM."""
+    """The columns of a program. What no kind names is of kinds that finish: COUNT, LOOKUP, DENSE, COPY, BF16, STEM."""
 
     KIND = 0
     CHUNKS = 1
@@ -45,13 +46,13 @@ class Field(IntEnum):
     SOURCE = 8
     SOURCE_ROW = 9  # from the windows of one output row to those of the next
     SOURCE_PIXEL = 10
-    TAPS = 11  # products of one sum: words, or float32 numbers
+    TAPS = 11  # products of one sum: words, LOOKUP: pairs of bytes, or float32 numbers
     OFFSETS = 12  # int64 (taps,): where a tap lies in its window
     OFFSETS_BLOCK = 13  # from one block's offsets to the next: 0 where all have the same
-    WEIGHTS = 14  # (blocks, taps, LANES): uint64, float32, or pairs of bfloat16
-    BASE = 15  # COUNT: float32 (cases, C): the sum where no bit differs, which is smaller at the borders
-    ROW_BASE = 16  # COUNT: int64 (H,): where a row's cases start
-    COLUMN_BASE = 17  # COUNT: int64 (W,): where a column's case lies within them
+    WEIGHTS = 14  # (blocks, taps, LANES): uint64, float32, or pairs of bfloat16; LOOKUP: uint8 (..., taps, 2, 2, LANES)
+    BASE = 15  # COUNT, LOOKUP: float32 (cases, C): the sum where no bit differs, which is smaller at the borders
+    ROW_BASE = 16  # int64 (H,) likewise: where a row's cases start
+    COLUMN_BASE = 17  # int64 (W,) likewise: where a column's case lies within them
     FINISH = 18  # float32 (len(Finish), C)
     FINISH_ROW = 19
     RESIDUAL = 20
@@ -76,6 +77,7 @@ class Field(IntEnum):
     TAP_ROW = 39
     TAP_PIXEL = 40
     TAP_WIDTH = 41
+    TABLE = 42  # LOOKUP: uint8 (256, 2, 16): how many bits of a byte's low and high nibble differ from those of 0 to 15
 
 
 class Finish(IntEnum):

@@ -41,6 +41,13 @@ def has_bf16():
     return any("avx512_bf16" in line.split() for line in _processor())
 
 
+@functools.cache
+def has_tables():
+    """Whether bits are counted by tables, 32 bytes at a time: the CPU can, and counts those of no words at once."""
+    flags = {flag for line in _processor() for flag in line.split()}
+    return "avx2" in flags and "avx512_vpopcntdq" not in flags
+
+
 def name():
     """The name of the code's file: of this source, numba, and processor."""
     parts = [(HERE / name).read_text() for name in SOURCES]

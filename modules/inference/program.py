@@ -1,66 +1,20 @@
 """Programs for the compiled kernels: steps over maps in one block of memory; see `modules.inference.layout`."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from modules.inference import native
+from modules.inference.bits import DIFFERING_BITS, nibbles
 from modules.inference.layout import LANES, Call, Field, Finish, Kind
+from modules.inference.maps import BYTES, REGION, Maps, aligned, blocks_of, external
 from modules.inference.threads import Pace
 
-_BYTES = 4 * LANES
-_REGION = 52
-"""Before a program has memory its addresses are (number + 1 << _REGION) + offset: of the memory, number 0, or of an
-array that each call brings, from 1 on."""
 _ROWS_APART, _CHANNELS_APART = 14, 2
 """Chunks of a large map are bands of its rows, about so many; those of a small one are so many blocks of channels."""
-
-
-def blocks_of(channels):
-    """How many blocks hold so many channels."""
-    return -(-channels // LANES)
-
-
-def external(number):
-    """The address of the array that each call brings under the number, from 1 on."""
-    return (number + 1) << _REGION
-
-
-@dataclass
-class Maps:
-    """Maps (H, W, C), or bits of signs: the address of the first pixel, and steps in bytes. step: what made them."""
-
-    address: int
-    height: int
-    width: int
-    channels: int
-    row: int
-    pixel: int
-    step: dict | None = None
-
-    def part(self, channels, first):
-        """The maps of so many channels from `first` on."""
-        return Maps(self.address + 4 * first, self.height, self.width, channels, self.row, self.pixel)
-
-    def fields(self, prefix):
-        """Those of a step whose names start with the prefix."""
-        names = (Field[prefix], Field[f"{prefix}_ROW"], Field[f"{prefix}_PIXEL"])
-        return dict(zip(names, (self.address, self.row, self.pixel)))
-
-
-def windows(size, outputs):
-    """int64 (outputs, 2): the windows of an adaptive average pooling, first and past the last."""
-    return np.array([(i * size // outputs, -(-(i + 1) * size // outputs)) for i in range(outputs)], np.int64)
-
-
-def strided_windows(size, kernel, stride, padding=0, ceil=False):
-    """int64 (outputs, 2): the windows of a pooling, without what hangs over the border; ceil: also an unfilled last."""
-    span = size + 2 * padding - kernel
-    outputs = (-(-span // stride) if ceil else span // stride) + 1
-    starts = range(-padding, -padding + stride * outputs, stride)
-    return np.array([(max(0, s), min(size, s + kernel)) for s in starts if s < size], np.int64)
 
 
 def fill(table, channels):
@@ -68,7 +22,7 @@ def fill(table, channels):
     wide = np.zeros((len(Finish), blocks_of(channels) * LANES), np.float32)
     wide[Finish.SHIFT] = -np.inf
     wide[:, :channels] = table
-    return wide
+    return aligned(wide)
 
 
 def neutral(channels):
@@ -106,19 +60,19 @@ class Program:
 
     def keep(self, array):
         """The address of a constant array, which lives as long as the program."""
-        array = np.ascontiguousarray(array)
+        array = aligned(array)
         self.kept.append(array)
         return array.ctypes.data
 
     def memory(self, size):
         """The address of `size` bytes, zeros at first."""
         address = external(0) + self.size
-        self.size += -(-size // _BYTES) * _BYTES
+        self.size += -(-size // BYTES) * BYTES
         return address
 
     def maps(self, height, width, channels, border=0, half=False):
         """New Maps in memory, zeros at first; half: in bfloat16."""
-        pixel = (_BYTES // 2 if half else _BYTES) * blocks_of(channels)
+        pixel = (BYTES // 2 if half else BYTES) * blocks_of(channels)
         row = pixel * (width + 2 * border)
         address = self.memory(row * (height + 2 * border)) + border * (row + pixel)
         return Maps(address, height, width, channels, row, pixel)
@@ -154,14 +108,16 @@ class Program:
 
     def count(self, bits, conv, table, residual=None, out=None):
         """The binary convolution of `bits` by `conv`, `Filters` or an XnorConv2d, and what follows it."""
-        taps = len(conv.tap_counts)
-        kernel, words = math.isqrt(taps), -(-conv.in_channels // 64)
+        kernel, weights = math.isqrt(len(conv.tap_counts)), conv.blocks.numpy()
         sizes = [(size + 2 * conv.padding - kernel) // conv.stride + 1 for size in (bits.height, bits.width)]
-        offsets = _offsets(kernel, conv.padding, bits.row, bits.pixel, 8 * np.arange(words))
-        blocks = conv.blocks.numpy()
+        kind, within = Kind.COUNT, 8 * np.arange(-(-conv.in_channels // 64))
+        if native.has_tables():
+            kind, within = Kind.LOOKUP, 2 * np.arange(-(-conv.in_channels // 16))
+            weights = nibbles(weights, len(conv.tap_counts), len(within))
+        offsets = _offsets(kernel, conv.padding, bits.row, bits.pixel, within)
         step = self.add(
-            Kind.COUNT, SOURCE=bits.address, SOURCE_ROW=conv.stride * bits.row, SOURCE_PIXEL=conv.stride * bits.pixel,
-            TAPS=len(offsets), OFFSETS=self.keep(offsets), WEIGHTS=self.keep(blocks),
+            kind, SOURCE=bits.address, SOURCE_ROW=conv.stride * bits.row, SOURCE_PIXEL=conv.stride * bits.pixel,
+            TAPS=len(offsets), OFFSETS=self.keep(offsets), WEIGHTS=self.keep(weights), TABLE=self.keep(DIFFERING_BITS),
         )  # fmt: skip
         self._bases(step, (bits.height, bits.width), sizes, kernel, conv)
         return self._finishing(step, sizes, table, residual, out)
@@ -257,7 +213,7 @@ class Program:
         row = pixel * (width + 2 * padding)
         plane = row * (height + 2 * padding)
         channel, size = (2, plane) if half else (plane, 3 * plane)
-        address = self.memory(size + _BYTES)  # the last pair of bfloat16 may reach further
+        address = self.memory(size + BYTES)  # the last pair of bfloat16 may reach further
         step = self.add(
             Kind.IMAGE_BF16 if half else Kind.IMAGE, OUT=address + padding * (row + pixel), OUT_ROW=row,
             OUT_PIXEL=pixel, OUT_CHANNEL=channel,
@@ -273,9 +229,9 @@ class Program:
         step = maps.step
         height, width = maps.height // 2, maps.width // 2
         pooled, tap = (self.maps(height, size, maps.channels) for size in (width, len(columns)))
-        self.lines = max(self.lines, 3 * maps.width * _BYTES)
+        self.lines = max(self.lines, 3 * maps.width * BYTES)
         step |= {Field.INNER: step[Field.KIND], Field.KIND: Kind.STEM, Field.INNER_WIDTH: maps.width}
-        step |= pooled.fields("POOLED") | tap.fields("TAP") | {Field.TAP_WIDTH: len(columns), Field.OUT_PIXEL: _BYTES}
+        step |= pooled.fields("POOLED") | tap.fields("TAP") | {Field.TAP_WIDTH: len(columns), Field.OUT_PIXEL: BYTES}
         step[Field.WINDOW_COLUMNS] = self.keep(columns)
         blocks = blocks_of(maps.channels)
         step |= {Field.HEIGHT: height, Field.WIDTH: width, Field.ROWS: -(-height // 2), Field.PARTS: blocks}
@@ -324,13 +280,12 @@ class Instance:
 
     def __init__(self, program):
         self.program = program
-        memory = np.zeros(program.size + _BYTES, np.uint8)
-        self.memory = memory[-memory.ctypes.data % _BYTES :]
+        self.memory = aligned(np.zeros(program.size, np.uint8))
         self.table = program.table()
         self.externals = []
         flat = self.table.reshape(-1)
-        for index in np.flatnonzero(flat >> _REGION):
-            number, offset = divmod(int(flat[index]), 1 << _REGION)
+        for index in np.flatnonzero(flat >> REGION):
+            number, offset = divmod(int(flat[index]), 1 << REGION)
             if number == 1:
                 flat[index] = self.memory.ctypes.data + offset
             else:
@@ -344,7 +299,7 @@ class Instance:
 
     def arguments(self):
         """What one thread brings: (numbers of a `Call`, their address, memory for lines)."""
-        lines = np.empty(self.program.lines + _BYTES, np.uint8)
+        lines = np.empty(self.program.lines + BYTES, np.uint8)
         call = np.zeros(len(Call), np.int64)
-        call[Call.LINES] = lines.ctypes.data + -lines.ctypes.data % _BYTES
+        call[Call.LINES] = lines.ctypes.data + -lines.ctypes.data % BYTES
         return call, call.ctypes.data, lines

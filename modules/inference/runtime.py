@@ -9,7 +9,7 @@ from torch import nn
 
 from modules.inference import native
 from modules.inference.layout import LANES
-from modules.inference.program import Maps, blocks_of
+from modules.inference.maps import Maps, blocks_of
 from modules.inference.threads import execute
 
 

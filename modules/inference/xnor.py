@@ -16,7 +16,8 @@ from modules.activations import ImageStandardization, LearnedShift, RPReLU, Shif
 from modules.binarize import binary_sign
 from modules.inference import layout
 from modules.inference.bits import arrange, pack_signs, unpack_signs
-from modules.inference.program import Filters, Program, external, neutral
+from modules.inference.maps import external
+from modules.inference.program import Filters, Program, neutral
 from modules.inference.runtime import Prepared, array_of, compiled, empty_like_last, kernels, maps_at, run_each
 
 ROWS = {
