@@ -40,7 +40,7 @@ from utils.training.flags import (
 )
 from utils.training.initial import start_from
 from utils.training.resume import command_line, set_resume_folder, take_flags
-from utils.training.run import LAST, Run, check_new
+from utils.training.run import LAST, Run, check_new, check_whole
 from utils.training.schedule import SCHEDULES, schedule
 from utils.training.step import build_step, new_network
 from utils.training.teacher import DEFAULT, NONE, TORCHVISION, check_resumed, load_teacher
@@ -148,6 +148,8 @@ def take_run(parser, argv, args):
     """The checkpoint that this job goes on from, its flags given to `args`; None for a new run."""
     found = Path(args.resume) if args.resume else find_checkpoint(args)
     if args.resume is not None and found is None:
+        for folder in run_folders(args.stage, args.output_dir).values():
+            check_whole(folder)
         raise RunError(f"--resume: there is no run in {args.output_dir}")
     if found is None or not is_resuming(args):
         return None
@@ -216,11 +218,12 @@ def main(argv=None):
             args.amp = runtime.choose_precision(args.amp, device).amp  # a resumed run goes on with it
             folders = run_folders(args.stage, args.output_dir)
             stages = list(folders)
-            if not is_resuming(args):
-                for folder in folders.values():
-                    check_new(folder)
             if stored is not None:
                 stages = stages[stages.index(stored["stage"]) :]
+            for stage in stages:
+                (check_whole if is_resuming(args) else check_new)(folders[stage])
+        distributed.mark_begun()
+        with distributed.fail_together():
             batches = build_batches(args, device)
             teacher = None
             if args.teacher != NONE:

@@ -17,6 +17,7 @@ SEEDS=${SEEDS:-0}
 JOBS=${JOBS:-1}
 check_count JOBS "$JOBS"
 check_list SEEDS "$SEEDS"
+if [ -n "$(tr -s ' ' '\n' <<<"$SEEDS" | sort | uniq -d)" ]; then refuse "SEEDS='$SEEDS' names one twice"; fi
 if [ -n "${EPOCHS:-}" ]; then check_count EPOCHS "$EPOCHS"; fi
 cores=$(nproc) # at most OMP_NUM_THREADS, where that is set
 if [ "$JOBS" -gt 1 ]; then # processes that each use every core wait for each other most of the time
@@ -37,20 +38,44 @@ trap 'rm -f "$failures"' EXIT
 trap 'kill $(jobs -p) || true; wait; exit 143' TERM # the trainings end with the script, once they have saved
 trap 'kill $(jobs -p) || true; wait; exit 130' INT  # bash lets jobs in the background ignore Ctrl-C
 
-train_one() {
-    local out=$1
-    shift
-    if [ -e "$out/summary.json" ] || [ -e "$out/stage2/summary.json" ]; then
-        echo "$out: finished"
-        return
+# recorded FOLDER FLAG: what a run's args.json says of it.
+recorded() { sed -n "s/^  \"$2\": \"\{0,1\}\([^\"]*[^\",]\)\"\{0,1\},\{0,1\}$/\1/p" "$1/args.json" 2>/dev/null || true; }
+
+# finished FOLDER OUT: say so of a run, or that it is one on other images.
+finished() {
+    local data epochs
+    data=$(recorded "$1" data_dir) epochs=$(recorded "$1" epochs)
+    if [ "$DATASET" != digits ] && [ -d "$data" ] && ! [ "$data" -ef "${DATA_DIR:-data}" ]; then
+        echo "$2: failed: it is a run on $data: give another RUNS=dir" | tee -a "$failures" >&2
+    elif [ "${EPOCHS:-$epochs}" != "$epochs" ]; then
+        echo "$2: finished, with $epochs epochs"
+    else
+        echo "$2: finished"
     fi
+}
+
+train_one() {
+    local out=$1 folder
+    shift
+    for folder in "$out" "$out/stage2"; do
+        if [ -e "$folder/summary.json" ]; then
+            finished "$folder" "$out"
+            return
+        fi
+    done
     local resume=()
     if [ -e "$out/last.pt" ] || [ -e "$out/stage1/last.pt" ]; then resume=(--resume); fi
     mkdir -p "$(dirname "$out")"
     echo "$out: training"
+    touch "$out.log"
+    local before reason
+    before=$(wc -l <"$out.log")
     python -m "$trainer" "$@" "${extra[@]}" "${resume[@]}" --output-dir "$out" >>"$out.log" 2>&1 &
     trap "kill $!; wait $!; exit" TERM INT
-    if ! wait $!; then echo "$out: failed: $(tail -n 1 "$out.log")" | tee -a "$failures" >&2; fi
+    if ! wait $!; then
+        reason=$(awk "NR > $before && /^error:/ { print; exit }" "$out.log")
+        echo "$out: failed: ${reason:-see $out.log}" | tee -a "$failures" >&2
+    fi
 }
 
 cell() {

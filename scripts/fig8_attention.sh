@@ -15,7 +15,7 @@ if [ -n "${RUNS:-}" ]; then
     folder=$DATA_DIR/full_size
     if [ ! -d "$folder" ]; then folder=$DATA_DIR/val; fi
     if [ ! -d "$folder" ]; then refuse "DATA_DIR=$DATA_DIR has neither full_size/ nor val/"; fi
-    mapfile -t files < <(find "$folder" -type f | sort)
+    mapfile -t files < <(find -L "$folder" -type f | sort)
     images=(--overview --image-size 224 --names "full precision" baseline IR²Net-C --images)
     for number in ${PICK:-4 16 36}; do
         if [ "$number" -ge "${#files[@]}" ]; then refuse "PICK=$number: $folder has ${#files[@]} images"; fi

@@ -5,7 +5,6 @@
 Image, attention and mask are real: a test image of the digits, and checkpoints/digits/ir2net.packed.
 """
 
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -17,6 +16,8 @@ from cifar import data
 from cifar.data import MEAN
 from utils.attention import attention_of
 from utils.checkpoint import load_model
+from utils.command import Parser, UsageError, command
+from utils.files import output_path, replacing
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,13 +159,19 @@ def draw_recovery(canvas):
     canvas.text(12.85, 0.45, "Recovery: shallow features come back", GREEN, 19, weight="bold")
 
 
-def main():
-    output = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "results" / "method.png"
+@command
+def main(argv=None):
+    parser = Parser(prog="scripts.method_figure", description=__doc__.splitlines()[0])
+    parser.add_argument("output", nargs="?", default=ROOT / "results" / "method.png", metavar="OUTPUT.png")
+    output = output_path(parser.parse_args(argv).output, force=True)
+    if output.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"{output} is no .png, .svg or .pdf")
     canvas = Canvas()
     draw_network(canvas)
     draw_restriction(canvas, *pictures())
     draw_recovery(canvas)
-    canvas.figure.savefig(output)
+    with replacing(output) as drawn:
+        canvas.figure.savefig(drawn, format=output.suffix[1:])
     print(f"{output}: {output.stat().st_size / 1e3:.0f} kB")
 
 

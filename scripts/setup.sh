@@ -1,10 +1,14 @@
 # The environment of every script here: source it. Goes to the repository's root, puts a virtual environment with
-# requirements.txt first in PATH. VENV names the environment (default: .venv); it is made if it is missing.
+# requirements.txt first in PATH. VENV names the environment (default: .venv); it is made if it is missing. It, and the
+# folders and files that other settings name, count from where the script was called.
 set -euo pipefail
+unset CDPATH # else cd prints where it went, and may go elsewhere
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${VENV:-$root/.venv}
-case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac
+for name in VENV DATA_DIR RUNS OUT PHOTOGRAPHS; do
+    case ${!name:-/} in /*) ;; *) declare "$name=$PWD/${!name}" ;; esac
+done
 cd "$root"
 
 stamp=$VENV/requirements.stamp # which requirements.txt is installed

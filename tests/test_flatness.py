@@ -60,6 +60,7 @@ def test_mistakes_in_flatness_get_one_line(tmp_path, fails, capsys):
     flatness.main(["--show", str(out)])
     assert "baseline | digits, 360 images |" in capsys.readouterr().out
     assert fails(flatness.main)[0] == 2
+    assert "go with --checkpoint" in fails(flatness.main, "--show", out, "--data-dir", tmp_path)[1]
     assert fails(flatness.main, "--checkpoint", tmp_path / "none.pt")[0] in (1, 2)
     assert fails(flatness.main, "--show", tmp_path / "none.csv")[0] == 1
     text = out.read_bytes()

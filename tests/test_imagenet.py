@@ -273,7 +273,7 @@ def test_resuming_at_the_exact_sample(small_tree, tmp_path, monkeypatch, capsys)
     same_runs(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_the_latest_stage_is_resumed(small_tree, tmp_path, monkeypatch, capsys):
+def test_the_latest_stage_is_resumed(small_tree, tmp_path, monkeypatch, capsys, fails):
     short = [*TINY[:-2], "--epochs", 1, "--stage", "both", "--method", "bnn"]
     monkeypatch.setattr(StopSignal, "received", signal.SIGTERM)
     with pytest.raises(SystemExit):
@@ -287,6 +287,8 @@ def test_the_latest_stage_is_resumed(small_tree, tmp_path, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert "resuming after epoch 1 of 1" in output
     assert (output.count("stage 1: "), output.count("stage 2: ")) == (0, 1)
+    (tmp_path / "run" / "stage2" / "last.pt").unlink()  # what is left of stage 2 is not trained over
+    assert "--resume" in fails(train.main, *flags(small_tree, tmp_path / "run", "--auto-resume"))[1]
 
 
 def test_a_stage_goes_on_in_its_own_folder_alone(small_tree, tmp_path, fails):

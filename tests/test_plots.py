@@ -42,6 +42,9 @@ def test_accuracy_over_epochs_is_drawn(runs, capsys, fails):
     assert points[:3] == ["run,epoch,test_top1", "fp,1,95.00", "fp,2,96.00"]
     assert len(points) == 1 + 4 * 5 + 9
     assert fails(tables.main, "curves", "--runs", runs, "--plot", runs / "no" / "curves.png")[0] == 2
+    (runs / "empty").mkdir()
+    assert "no runs" in fails(tables.main, "curves", "--runs", runs / "empty", "--plot", runs / "curves.png")[1]
+    assert (runs / "curves.csv").read_text().splitlines() == points  # the earlier plot is still there
     assert fails(tables.main, "curves", "--runs", runs, "--plot", runs / "curves.xyz")[0] == 2
     assert fails(tables.main, 1, "--runs", runs, "--plot", runs / "curves.png")[0] == 2
     assert "none" in fails(tables.main, "curves", "--runs", runs, "--plot", runs / "fp" / "metrics.png")[1]

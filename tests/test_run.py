@@ -24,6 +24,7 @@ from utils.command import RunError, UsageError
 from utils.files import output_path, replacing
 from utils.training import runtime
 from utils.training.run import Run
+from utils.training.signals import StopSignal
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("--no-progress", "--batch-size", 16, "--device", "cpu", "--amp", "off")
@@ -320,6 +321,18 @@ def test_a_teacher_that_does_not_take_the_images_is_refused(tmp_path, fails):
     flags = ("--dataset", "digits", "--teacher", tmp_path / "teacher.pt", "--output-dir", tmp_path / "no")
     assert "does not take images of 32x32" in fails(train.main, *flags)[1]
     assert not (tmp_path / "no").exists()
+
+
+def test_a_finished_run_that_goes_on_is_no_longer_finished(finished, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    stored = checkpoint.read(folder / "best.pt")
+    if stored["epoch"] == stored["args"]["epochs"]:
+        stored["epoch"], stored["rows"] = stored["epoch"] - 1, stored["rows"][:-1]
+        checkpoint.save(folder / "best.pt", stored)
+    monkeypatch.setattr(StopSignal, "received", signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        run("--resume", folder / "best.pt", "--no-progress")
+    assert not (folder / "summary.json").exists()
 
 
 @pytest.mark.parametrize("flags", [("--lam", "0.9"), ("--mu", "0.1"), ("--ires-variant", "quantile")])

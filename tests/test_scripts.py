@@ -84,8 +84,7 @@ def test_scripts_train_exactly_the_cells_of_their_table(script, table):
 
 def test_the_leaderboard_trains_every_method_plain_and_with_cirec_by_one_recipe(tmp_path):
     """leaderboard.sh with a stand-in for training."""
-    bin_ = tmp_path / "bin"
-    bin_.mkdir()
+    (bin_ := tmp_path / "bin").mkdir()
     stand_in = f'#!/bin/bash\ncase "$*" in *models*) exec {sys.executable} "$@";; esac\necho "$*" >> "$LOG"\n'
     (bin_ / "python").write_text(stand_in)
     (bin_ / "python").chmod(0o755)
@@ -112,9 +111,10 @@ def test_scripts_are_valid_shell(path):
 
 def test_cells_skip_resume_and_report_failures(tmp_path):
     """cells.sh with a stand-in for training: a finished cell is skipped, an interrupted one resumed, a failure told."""
-    bin_ = tmp_path / "bin"
-    bin_.mkdir()
-    (bin_ / "python").write_text('#!/bin/bash\necho "$*" >> "$LOG"\ncase "$*" in *--lr*) echo bad >&2; exit 1;; esac\n')
+    (bin_ := tmp_path / "bin").mkdir()
+    (bin_ / "python").write_text(
+        '#!/bin/bash\necho "$*" >> "$LOG"\ncase "$*" in *--lr*) echo error: bad >&2; exit 1;; esac\n'
+    )
     (bin_ / "python").chmod(0o755)
     runs = tmp_path / "runs"
     (runs / "done" / "seed0").mkdir(parents=True)
@@ -138,7 +138,7 @@ def test_cells_skip_resume_and_report_failures(tmp_path):
     assert [("--resume" in call) for call in calls if "half" in call] == [True]
     assert [("--resume" in call) for call in calls if "fresh" in call] == [False]
     assert "the table" in result.stdout
-    assert "broken/seed0: failed: bad" in result.stderr
+    assert "broken/seed0: failed: error: bad" in result.stderr
     assert result.returncode == 1
 
 
@@ -242,7 +242,7 @@ def test_imagenette_trains_the_teacher_then_its_students_and_goes_on(environment
     teacher = f"{tmp_path}/runs/fp/seed0/last.pt"
     assert [args.teacher for args in parsed] == ["none", *4 * [teacher]]
     assert [args.variant for args in parsed] == [None, None, "c", "a", "d"]
-    assert {(args.epochs, args.image_size, args.data_dir) for args in parsed} == {(3, 64, "photographs")}
+    assert {(args.epochs, args.image_size, args.data_dir) for args in parsed} == {(3, 64, f"{ROOT}/photographs")}
     log.unlink()
     (tmp_path / "runs" / "ir2net_c" / "seed0" / "stage2").mkdir()
     (tmp_path / "runs" / "ir2net_c" / "seed0" / "stage2" / "summary.json").touch()

@@ -1,5 +1,6 @@
-"""scripts/setup.sh: the environment that every script makes for itself."""
+"""scripts/setup.sh and cells.sh: the environment that every script makes for itself, and the runs that it finds."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -33,3 +34,49 @@ def test_an_environment_that_cannot_be_installed_says_pips_reason_and_is_tried_a
     python.unlink()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("went on\n", "")
+
+
+def stand_in(folder, python):
+    """An environment whose `python` is a shell script, with what tells setup.sh that it is whole."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").write_text(f"#!/bin/bash\n{python}\n")
+    (folder / "bin" / "python").chmod(0o755)
+    stamp = subprocess.run("cksum <requirements.txt", shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    (folder / "requirements.stamp").write_text(stamp.stdout)
+
+
+def test_folders_count_from_where_a_script_is_called(tmp_path):
+    stand_in(tmp_path / "env", "")
+    lines = 'echo "$PWD"; for name in VENV DATA_DIR RUNS OUT; do echo "${!name-unset}"; done'
+    environment = {**os.environ, "VENV": "env", "DATA_DIR": "my data", "RUNS": "/runs", "CDPATH": f".:{ROOT}"}
+    environment.pop("OUT", None)
+    command = ["bash", "-c", f"source '{os.path.relpath(ROOT / 'scripts', tmp_path)}/setup.sh'; {lines}"]
+    printed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert printed.stdout.splitlines() == [str(ROOT), f"{tmp_path}/env", f"{tmp_path}/my data", "/runs", "unset"]
+
+
+def run_cells(tmp_path, **settings):
+    script = tmp_path / "script.sh"
+    script.write_text(f"cd {ROOT}\nsource scripts/cells.sh\ncell one\nfinish true\n")
+    environment = {**os.environ, "DATASET": "folder", "RUNS": str(tmp_path / "runs"), **settings}
+    return subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_finished_run_on_other_images_is_told(tmp_path):
+    ours, other = tmp_path / "a" / "images", tmp_path / "b" / "images"
+    run = tmp_path / "runs" / "one" / "seed0"
+    for folder in (ours, other, run):
+        folder.mkdir(parents=True)
+    (run / "summary.json").write_text("{}")
+    (run / "args.json").write_text(json.dumps({"data_dir": str(other), "epochs": 3, "lr": 0.1}, indent=2))
+    refused = run_cells(tmp_path, DATA_DIR=str(ours))
+    assert refused.returncode == 1
+    assert f"{run}: failed: it is a run on {other}: give another RUNS=dir" in refused.stderr
+    other.rename(tmp_path / "moved")  # the same images in another place
+    assert run_cells(tmp_path, DATA_DIR=str(tmp_path / "moved")).stdout == f"{run}: finished\n"
+    assert run_cells(tmp_path, DATA_DIR=str(ours), EPOCHS="5").stdout == f"{run}: finished, with 3 epochs\n"
+
+
+def test_a_seed_is_not_trained_twice_at_once(tmp_path):
+    refused = run_cells(tmp_path, SEEDS="0 1 0")
+    assert (refused.returncode, refused.stderr) == (2, "error: SEEDS='0 1 0' names one twice\n")

@@ -9,7 +9,7 @@ from run_folders import CIFAR10, FP, lines, make_runs, write_run
 from utils.tables import __main__ as tables
 from utils.tables.markdown import mean_std
 from utils.tables.paper import TABLES
-from utils.tables.results import identity
+from utils.tables.results import collect, identity
 
 
 @pytest.fixture
@@ -89,12 +89,44 @@ def test_identity_does_not_depend_on_how_flags_are_written():
     assert identity({"arch": "resnet20"}) != identity({"arch": "resnet20", "structure": "normal"})
 
 
+@pytest.mark.parametrize(
+    ("flag", "shown"),
+    [
+        ({"teacher": "a/last.pt"}, "teacher yes"),
+        ({"warmup_epochs": 5}, "warmup_epochs 5"),
+        ({"init_from": "a.pt"}, "yes"),
+    ],
+)
+def test_another_recipe_is_a_row_of_its_own(runs, capsys, flag, shown):
+    write_run(runs / "other", 50.0, 3, ires=True, recovery="cirec", lam=0.15, **CIFAR10, **flag)
+    ours = [line for line in lines(capsys, 1, "--runs", runs) if line.startswith("| ResNet-20 | IR²Net (")]
+    assert any("96.00 ± 1.00 (3)" in line for line in ours)
+    assert any(shown in line and "50.00 (1)" in line for line in ours)
+
+
+def test_other_photographs_of_the_same_name_are_other_images(tmp_path):
+    for number, folder in enumerate(("a", "b")):
+        write_run(
+            tmp_path / folder, 50.0 + number, number, arch="resnet18", dataset="imagenet", data_dir=f"{folder}/photos"
+        )
+        summary = json.loads((tmp_path / folder / "summary.json").read_text())
+        summary["data"]["classes"] = [folder]
+        (tmp_path / folder / "summary.json").write_text(json.dumps(summary))
+    first, second = (result.images_of for result in collect([tmp_path]))
+    assert first != second
+
+
+def test_a_run_on_images_that_are_not_square_is_a_run(tmp_path, capsys):
+    write_run(tmp_path / "wide", 50.0, image_size=[32, 48])
+    assert any("| wide |" in line for line in lines(capsys, "runs", "--runs", tmp_path))
+
+
 def test_a_seed_counts_once_and_other_settings_are_a_row_of_their_own(runs, capsys):
     write_run(runs / "again", 50.0, 0, ires=True, recovery="cirec", lam=0.15, mu=0.5, lr=9.0, **CIFAR10)
     out = lines(capsys, 1, "--runs", runs, runs)
     ours = [line for line in out if line.startswith("| ResNet-20 | IR²Net (")]
     assert len(ours) == 3
-    assert any("(IRes + CIRec), lr None | 87.2 | 96.00 ± 1.00 (3) |" in line for line in ours)
+    assert any("(IRes + CIRec), lr - | 87.2 | 96.00 ± 1.00 (3) |" in line for line in ours)
     assert any("(IRes + CIRec), lr 9.0 | 87.2 | 50.00 (1) | -49.00" in line for line in ours)
 
 

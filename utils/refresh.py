@@ -47,7 +47,11 @@ def refreshed(text):
 
     def run(block):
         start, module, flags, end = block.groups()
-        words = [path for word in shlex.split(flags or "") for path in sorted(glob.glob(word)) or [word]]
+        try:
+            words = shlex.split(flags or "")
+        except ValueError as error:
+            raise RunError(f"{start}: {error}") from None
+        words = [path for word in words for path in sorted(glob.glob(word)) or [word]]
         main = command_module(module).main
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             main(words)
@@ -77,7 +81,7 @@ def main(argv=None):
         elif args.check:
             raise RunError(f"{path} is not what its commands print: python -m utils.refresh {path}")
         else:
-            write_text(path, new)
+            write_text(path.resolve(), new)
             print(f"{path}: refreshed")
 
 

@@ -7,7 +7,7 @@ from models import family_of
 from models.methods import CIFAR, IMAGENET
 from utils.tables.markdown import markdown_table, mean_std
 from utils.tables.paper import TABLES
-from utils.tables.results import OPTIMIZER, by_images, identity, mean_top1, of_data, seeds_of
+from utils.tables.results import by_images, identity, mean_top1, of_data, seeds_of
 
 HEADER = ("network", "method", "paper", "ours", "gap to full precision")
 NOTE = (
@@ -61,7 +61,7 @@ class _Images:
             for schedule, seeds in found.items() or [(None, {})]:
                 runs = list(seeds.values())
                 ours = mean_std([r.top1 for r in runs]) if runs else "cited" if cell.flags is None else "not run"
-                label = method + _differing(schedule, found)
+                label = method + differing(schedule, found)
                 yield [cell.backbone, label, paper, ours, self._gap(cell, schedule, runs)]
 
     def markdown(self):
@@ -82,12 +82,12 @@ class _Images:
                 yield _command(runs[0])
 
 
-def _differing(schedule, schedules):
+def differing(schedule, schedules):
     """What sets a schedule apart from the others of one cell: ", lr 0.1"."""
     if len(schedules) < 2:
         return ""
-    columns = zip(OPTIMIZER, zip(*(other[3:] for other in schedules)), schedule[3:])
-    return "".join(f", {name} {own}" for name, values, own in columns if len(set(values)) > 1)
+    shared = set.intersection(*(set(other[3:]) for other in schedules))
+    return "".join(f", {name} {value}" for name, value in schedule[3:] if (name, value) not in shared)
 
 
 def _command(result):

@@ -6,6 +6,7 @@
 """
 
 import csv
+import functools
 from pathlib import Path
 
 import torch
@@ -53,14 +54,14 @@ def flatness(model, batches):
 def measure(paths, dataset, data_dir, folder="checkpoints"):
     """Rows of COLUMNS, a dict per checkpoint, which goes by its path below `folder` without the suffix."""
     name = Path(data_dir).resolve().name if data_dir and dataset in ("folder", "imagenet") else dataset
-    if dataset != "imagenet":
-        (test,) = data.load(dataset, data_dir, progress=False, splits=("test",))
+    load = functools.cache(lambda size: data.load(dataset, data_dir, image_size=size, progress=False, splits=("test",)))
     rows = []
     for path in map(Path, paths):
         model, contents = open_model(path)
         if dataset == "imagenet":
             batches = val_batches(data_dir, contents, model, 100)
         else:
+            (test,) = load(contents.image_size if dataset == "folder" else None)
             check_takes(model, test.images.shape[2:], path)
             batches = data.Batches(test, 500)
         label = path.with_suffix("")
@@ -108,6 +109,8 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     if bool(args.checkpoint) == bool(args.show):
         raise UsageError("give --checkpoint PATH ..., or --show CSV ...")
+    if args.show and (args.data_dir or args.dataset != "digits"):
+        raise UsageError("--dataset and --data-dir go with --checkpoint")
     output = output_path(args.output, args.force) if args.output else None
     rows = [row for path in args.show for row in read(path)]
     rows += measure(args.checkpoint, args.dataset, args.data_dir) if args.checkpoint else []

@@ -2,8 +2,9 @@
 
 import csv
 
-from utils.command import UsageError
+from utils.command import RunError, UsageError
 from utils.files import output_path, replacing
+from utils.tables.accuracy import differing
 from utils.tables.markdown import markdown_table
 from utils.tables.paper import TABLES
 from utils.tables.results import by_images, mean_top1, seeds_of
@@ -33,9 +34,10 @@ def lambda_points(results):
     points = []
     for group in by_images(results):
         for cell in TABLES["fig7"][1]:
-            for seeds in seeds_of(group, cell.flags).values():
+            found = seeds_of(group, cell.flags)
+            for schedule, seeds in found.items():
                 runs = list(seeds.values())
-                name = cell.method.rsplit(", lambda", 1)[0]
+                name = cell.method.rsplit(", lambda", 1)[0] + differing(schedule, found)
                 accuracy = mean_top1(runs)
                 curve = (name, runs[0].data_name, runs[0].summary["epochs"])
                 points.append((*curve, cell.flags["lam"], f"{accuracy:.2f}", len(runs)))
@@ -61,7 +63,12 @@ def curves_table(results):
 
 
 def _draw(curves, xlabel, ylabel, paths, columns, points, xscale="linear"):
-    """Lines {label: (xs, ys, style)} into an image file, `points` into a CSV file; paths: what `output_paths` gave."""
+    """Lines {label: (xs, ys, style)} into an image file, `points` into a CSV file; paths: what `output_paths` gave.
+
+    Raises RunError without points: there may be an earlier plot.
+    """
+    if not points:
+        raise RunError(f"no runs for {paths[0]}")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -70,8 +77,7 @@ def _draw(curves, xlabel, ylabel, paths, columns, points, xscale="linear"):
         axes.plot(xs, ys, label=label, **style)
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale)
     axes.grid(alpha=0.3)
-    if curves:
-        axes.legend(fontsize="small")
+    axes.legend(fontsize="small")
     picture, table = paths
     with replacing(picture) as drawn, replacing(table) as written:
         figure.savefig(drawn, dpi=110, format=picture.suffix[1:])

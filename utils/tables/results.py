@@ -33,7 +33,11 @@ DEFAULTS = {
 LOSS = ("ires", "lam", "mu", "ires_variant")
 """Those of them that are the loss's; the others are the network's."""
 
-OPTIMIZER = ("lr", "batch_size", "momentum", "weight_decay", "t_min", "image_size", "amp")
+RECIPE = (
+    "lr", "batch_size", "momentum", "weight_decay", "t_min", "image_size", "amp", "warmup_epochs", "optimizer",
+    "schedule", "decay", "accumulate", "stage", "lighting", "color_jitter", "label_smoothing", "teacher", "init_from",
+)  # fmt: skip
+"""The flags that runs share which are seeds of one figure, besides the above."""
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 _NUMBER, _TEXT = (int, float), (str,)
@@ -41,7 +45,7 @@ ARGS_TYPES = {
     "dataset": _TEXT, "arch": _TEXT, "seed": (int,), "method": _TEXT, "weight_bits": (int,), "activation_bits": (int,),
     "structure": _TEXT, "activation": _TEXT, "recovery": _TEXT, "ratio": (int,), "groups": (int, str),
     "variant": _TEXT, "ires": (bool,), "lam": _NUMBER, "mu": _NUMBER, "ires_variant": _TEXT, "data_dir": _TEXT,
-    "command": _TEXT, "image_size": (int,),
+    "command": _TEXT, "image_size": (int, list),
 }  # fmt: skip
 SUMMARY_TYPES = {
     "top1_last": _NUMBER, "top1_best": _NUMBER, "images": (int,), "epochs": (int,), "seconds": _NUMBER,
@@ -104,13 +108,23 @@ class Result:
     @property
     def images_of(self):
         """What two runs share whose accuracies are of the same images: the data, and the test images themselves."""
-        images = self.summary["data"].get("test_fingerprint") or f"{self.data_name} at {self.image_size}"
+        data = self.summary["data"]
+        tree = (self.data_name, self.image_size, *(data.get(name) for name in ("classes", "train_images")))
+        images = data.get("test_fingerprint") or (*tree, self.summary["images"])
         return (self.args["dataset"], str(images))
 
     @property
+    def recipe(self):
+        """{name: text} of what a run was trained by, and on; "-" for what it does without."""
+        found = {name: str(self.args.get(name) or "-").replace("none", "-") for name in RECIPE}
+        for name in ("teacher", "init_from"):
+            found[name] = found[name] if found[name] == "-" else "yes"  # its file may have moved
+        return found | {"training images": str(self.summary["data"].get("train_fingerprint", "-"))[:8]}
+
+    @property
     def schedule(self):
-        """What two runs must share to be seeds of one figure: the above, epochs, and the optimizer's settings."""
-        return (*self.images_of, self.summary["epochs"], *(str(self.args.get(name)) for name in OPTIMIZER))
+        """What two runs must share to be seeds of one figure: test images, epochs, and the recipe."""
+        return (*self.images_of, self.summary["epochs"], *self.recipe.items())
 
 
 def _fits(value, known):

@@ -96,7 +96,8 @@ def main(argv=None):
     sets, rows, wrong = {}, [], []
     for path, result in pairs(args.checkpoints, args.results):
         photographs = result.args["dataset"] == "imagenet"
-        key = result.args["dataset"], result.args.get("image_size")
+        size = result.args.get("image_size")
+        key = result.args["dataset"], tuple(size) if isinstance(size, list) else size
         if key not in sets:
             sets[key] = args.photographs if photographs else test_images(*key, args.data_dir)
         images, score = sets[key], "-"

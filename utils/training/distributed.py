@@ -20,9 +20,19 @@ def launched():
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+_job = None
+"""The store that all attempts of a job by torchrun's --max-restarts share."""
+
+
+def mark_begun():
+    """Tell later attempts of this job that it has begun its run, and may go on with what it finds."""
+    if _job is not None and is_main():
+        _job.set("begun", "yes")
+
+
 def restarted():
-    """Whether this is a later attempt of the same job, by torchrun's --max-restarts."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    """Whether this is a later attempt of a job that had begun its run: not of one that was refused to."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and _job is not None and _job.check(["begun"])
 
 
 def rank():
@@ -74,8 +84,9 @@ def session():
 def _join():
     # torchrun's restarted ranks meet in the store of those before them: without a prefix of their own they would look
     # for ranks that are dead.
-    store, rank, ranks = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    global _job
+    _job, rank, ranks = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", _job)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
 

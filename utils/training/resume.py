@@ -9,7 +9,7 @@ import torch
 from utils import checkpoint
 from utils.command import RunError, UsageError
 from utils.training.flags import given_flags, resume_rule
-from utils.training.run import BEST, LAST
+from utils.training.run import LAST, check_whole
 
 FIELDS = {
     "args": dict,
@@ -41,9 +41,8 @@ def command_line(module, argv):
 def read_run(path):
     """What the checkpoint of a run at `path` holds. Raises RunError unless training can go on from it."""
     path = Path(path)
-    best = path.parent / BEST
-    if path.name == LAST and not path.exists() and best.exists():
-        raise RunError(f"no checkpoint at {path}; --resume {best} goes on from the best epoch, which is there")
+    if path.name == LAST:
+        check_whole(path.parent)
     stored = checkpoint.read(path)
     if not checkpoint.is_ours(stored) or not stored.keys() >= FIELDS.keys():
         raise RunError(f"{path} is not a checkpoint that training can go on from")

@@ -32,6 +32,15 @@ def check_new(folder):
         raise UsageError(f"{folder} already holds a run ({stored[0]}): add --resume, or give another --output-dir")
 
 
+def check_whole(folder):
+    """Raise RunError if a run in the folder has lost the checkpoint that it goes on from."""
+    last, best, summary = (Path(folder, name) for name in (LAST, BEST, SUMMARY))
+    if not last.exists() and best.exists():
+        raise RunError(f"no checkpoint at {last}; --resume {best} goes on from the best epoch, which is there")
+    if not last.exists() and summary.exists():
+        raise RunError(f"no checkpoint at {last}, but {summary}: give another --output-dir")
+
+
 class Run:
     """The folder of one run, which no other process may train in meanwhile: use it in a `with` block.
 
@@ -115,6 +124,9 @@ class Run:
 
     def has_summary(self):
         return (self.folder / SUMMARY).exists()
+
+    def forget_summary(self):
+        (self.folder / SUMMARY).unlink(missing_ok=True)
 
     def save_summary(self, summary):
         write_text(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

@@ -261,6 +261,8 @@ class Trainer:
             within = f", step {progress.step} of {steps} of the next" if progress.step else ""
             print(f"resuming after epoch {progress.epoch} of {self.args.epochs}{within}", flush=True)
             self.run.set_rows(self.run.rows)
+            if progress.epoch < self.args.epochs:
+                self.run.forget_summary()  # from best.pt a finished run becomes an unfinished one
         return counts
 
     def _print_row(self, row, images_per_s):
