@@ -116,10 +116,11 @@ class Result:
     @property
     def recipe(self):
         """{name: text} of what a run was trained by, and on; "-" for what it does without."""
-        found = {name: str(self.args.get(name) or "-").replace("none", "-") for name in RECIPE}
-        for name in ("teacher", "init_from"):
-            found[name] = found[name] if found[name] == "-" else "yes"  # its file may have moved
-        return found | {"training images": str(self.summary["data"].get("train_fingerprint", "-"))[:8]}
+        found = {name: self.args.get(name) for name in RECIPE}
+        found["training images"] = str(self.summary["data"].get("train_fingerprint", "-"))[:8]
+        found = {name: "-" if value in (None, 0, False, "none") else str(value) for name, value in found.items()}
+        moving = {name: "yes" for name in ("teacher", "init_from") if found[name] != "-"}  # files may have moved
+        return found | moving
 
     @property
     def schedule(self):
