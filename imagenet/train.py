@@ -97,11 +97,15 @@ def run_folders(stage, output_dir):
     return {name: output_dir / f"stage{name}" for name in (STAGES if stage == "both" else stage)}
 
 
+def possible_folders(args):
+    """The folders that a run may have, the latest stage's first: of any --stage if none is given."""
+    stages = ("both", "single") if args.stage is None else (args.stage,)
+    return [folder for stage in stages for folder in reversed(run_folders(stage, args.output_dir).values())]
+
+
 def find_checkpoint(args):
     """Path of the last.pt that --resume goes on from: the latest stage's. None if there is none."""
-    stages = ("both", "single") if args.stage is None else (args.stage,)
-    folders = [folder for stage in stages for folder in reversed(run_folders(stage, args.output_dir).values())]
-    return next((folder / LAST for folder in folders if (folder / LAST).exists()), None)
+    return next((folder / LAST for folder in possible_folders(args) if (folder / LAST).exists()), None)
 
 
 def resolve(argv):
@@ -148,7 +152,7 @@ def take_run(parser, argv, args):
     """The checkpoint that this job goes on from, its flags given to `args`; None for a new run."""
     found = Path(args.resume) if args.resume else find_checkpoint(args)
     if args.resume is not None and found is None:
-        for folder in run_folders(args.stage, args.output_dir).values():
+        for folder in possible_folders(args):
             check_whole(folder)
         raise RunError(f"--resume: there is no run in {args.output_dir}")
     if found is None or not is_resuming(args):

@@ -33,4 +33,4 @@ for count in $threads; do
     python -m utils.bench deploy --dataset imagenet --variant c --threads "$count" --json "$@" | tee "$measured"
     keep "threads-$count"
 done
-[ "$out" != results/deploy ] || python -m utils.refresh results/deploy.md
+if [ "$out" -ef results/deploy ]; then python -m utils.refresh results/deploy.md; fi
