@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from modules.inference.layout import LANES
+from modules.inference.maps import aligned
 
 WORD = 64
 
@@ -59,4 +60,4 @@ def _differing():
     return _BITS_SET.numpy()[np.stack([(byte & 15)[:, None] ^ nibble, (byte >> 4)[:, None] ^ nibble], 1)]
 
 
-DIFFERING_BITS = _differing()
+DIFFERING_BITS = aligned(_differing())

@@ -43,7 +43,7 @@ def has_bf16():
 
 @functools.cache
 def has_tables():
-    """Whether bits are counted by tables, 32 bytes at a time: the CPU can, and counts those of no words at once."""
+    """Whether tables are the way to count bits: the CPU looks up 32 bytes at once, and cannot count those of words."""
     flags = {flag for line in _processor() for flag in line.split()}
     return "avx2" in flags and "avx512_vpopcntdq" not in flags
 
