@@ -224,7 +224,7 @@ def main(argv=None):
             stages = list(folders)
             if stored is not None:
                 stages = stages[stages.index(stored["stage"]) :]
-            for stage in stages:
+            for stage in stages[stored is not None :]:  # from a checkpoint its own stage goes on
                 (check_whole if is_resuming(args) else check_new)(folders[stage])
         distributed.mark_begun()
         with distributed.fail_together():

@@ -9,9 +9,11 @@
 # A finished cell is skipped, an interrupted one goes on where it was; a failing one does not stop the others, and
 # `finish` says so with the script's exit status. The script's own arguments go to every cell.
 source scripts/checks.sh
+source scripts/runs.sh
 DATASET=${DATASET:-cifar10}
+DATA_DIR=${DATA_DIR:-data}
 images=$DATASET
-if [ "$DATASET" = folder ]; then images=$(basename "${DATA_DIR:-data}"); fi
+if [ "$DATASET" = folder ]; then images=$(basename "$DATA_DIR"); fi
 RUNS=${RUNS:-runs/$(basename "$0" .sh)-$images${EPOCHS:+-$EPOCHS}}
 SEEDS=${SEEDS:-0}
 JOBS=${JOBS:-1}
@@ -29,7 +31,7 @@ if [ "$DATASET" = imagenet ]; then
     trainer=imagenet.train
     extra=(--no-progress)
 fi
-if [ "$DATASET" != digits ]; then extra+=(--data-dir "${DATA_DIR:-data}"); fi
+if [ "$DATASET" != digits ]; then extra+=(--data-dir "$DATA_DIR"); fi
 if [ -n "${EPOCHS:-}" ]; then extra+=(--epochs "$EPOCHS"); fi
 extra+=("$@")
 mkdir -p "$RUNS"
@@ -38,28 +40,12 @@ trap 'rm -f "$failures"' EXIT
 trap 'kill $(jobs -p) || true; wait; exit 143' TERM # the trainings end with the script, once they have saved
 trap 'kill $(jobs -p) || true; wait; exit 130' INT  # bash lets jobs in the background ignore Ctrl-C
 
-# recorded FOLDER FLAG: what a run's args.json says of it.
-recorded() { sed -n "s/^  \"$2\": \"\{0,1\}\([^\"]*[^\",]\)\"\{0,1\},\{0,1\}$/\1/p" "$1/args.json" 2>/dev/null || true; }
-
-# finished FOLDER OUT: say so of a run, or that it is one on other images.
-finished() {
-    local data epochs
-    data=$(recorded "$1" data_dir) epochs=$(recorded "$1" epochs)
-    if [ "$DATASET" != digits ] && [ -d "$data" ] && ! [ "$data" -ef "${DATA_DIR:-data}" ]; then
-        echo "$2: failed: it is a run on $data: give another RUNS=dir" | tee -a "$failures" >&2
-    elif [ "${EPOCHS:-$epochs}" != "$epochs" ]; then
-        echo "$2: finished, with $epochs epochs"
-    else
-        echo "$2: finished"
-    fi
-}
-
 train_one() {
     local out=$1 folder
     shift
     for folder in "$out" "$out/stage2"; do
         if [ -e "$folder/summary.json" ]; then
-            finished "$folder" "$out"
+            finished "$folder" "$out" || echo "$out" >>"$failures"
             return
         fi
     done
@@ -68,13 +54,12 @@ train_one() {
     mkdir -p "$(dirname "$out")"
     echo "$out: training"
     touch "$out.log"
-    local before reason
+    local before
     before=$(wc -l <"$out.log")
     python -m "$trainer" "$@" "${extra[@]}" "${resume[@]}" --output-dir "$out" >>"$out.log" 2>&1 &
     trap "kill $!; wait $!; exit" TERM INT
     if ! wait $!; then
-        reason=$(awk "NR > $before && /^error:/ { print; exit }" "$out.log")
-        echo "$out: failed: ${reason:-see $out.log}" | tee -a "$failures" >&2
+        echo "$out: failed: $(error_of "$out.log" "$before")" | tee -a "$failures" >&2
     fi
 }
 

@@ -7,6 +7,7 @@
 # and ends. A finished cell is skipped, an interrupted one goes on where it was. Arguments go to every cell.
 source "$(dirname "$0")/setup.sh"
 source scripts/checks.sh
+source scripts/runs.sh
 DATA_DIR=${DATA_DIR:-data/imagenet}
 RUNS=${RUNS:-runs/table4_$(basename "$DATA_DIR")}
 GPUS=${GPUS:-$(nvidia-smi -L 2>/dev/null | grep -c . | grep -v '^0$' || true)}
@@ -22,12 +23,12 @@ cell() { # cell NAME LAST_STAGE FLAGS
     local out=$RUNS/$1 last=$RUNS/$1$2
     shift 2
     if [ -e "$last/summary.json" ]; then
-        echo "$out: finished"
+        finished "$last" "$out" || failed=1
         return
     fi
     mkdir -p "$RUNS"
     echo "$out: training"
-    local log=$out.log before reason
+    local log=$out.log before
     touch "$log"
     before=$(wc -l <"$log")
     torchrun --standalone --nproc-per-node "$GPUS" --max-restarts 3 -m imagenet.train --data-dir "$DATA_DIR" \
@@ -35,8 +36,7 @@ cell() { # cell NAME LAST_STAGE FLAGS
     trap "kill $!; wait $! || true; exit 143" TERM # the training ends with the script, once it has saved
     trap "kill $!; wait $! || true; exit 130" INT
     if ! wait $!; then
-        reason=$(awk "NR > $before && /^error:/ { print; exit }" "$log")
-        echo "$out: failed: ${reason:-see $log}" >&2
+        echo "$out: failed: $(error_of "$log" "$before")" >&2
         failed=1
     fi
 }

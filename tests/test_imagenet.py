@@ -288,7 +288,9 @@ def test_the_latest_stage_is_resumed(small_tree, tmp_path, monkeypatch, capsys, 
     assert "resuming after epoch 1 of 1" in output
     assert (output.count("stage 1: "), output.count("stage 2: ")) == (0, 1)
     (tmp_path / "run" / "stage2" / "last.pt").unlink()  # what is left of stage 2 is not trained over
-    assert "--resume" in fails(train.main, *flags(small_tree, tmp_path / "run", "--auto-resume"))[1]
+    best = tmp_path / "run" / "stage2" / "best.pt"
+    assert f"--resume {best}" in fails(train.main, *flags(small_tree, tmp_path / "run", "--auto-resume"))[1]
+    train.main(["--data-dir", str(small_tree), "--resume", str(best), "--no-progress"])
 
 
 def test_a_stage_goes_on_in_its_own_folder_alone(small_tree, tmp_path, fails):

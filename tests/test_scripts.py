@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from shell import ROOT, mark_installed
 
 from models import METHODS
 from utils.refresh import command_module
 from utils.tables.paper import TABLES
 from utils.tables.results import identity
 
-ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 CELLS = [p for p in SCRIPTS if "\nsource scripts/cells.sh" in p.read_text()]
 TRAINERS = {p: "imagenet.train" if "\nDATASET=imagenet\n" in p.read_text() else "cifar.train" for p in CELLS}
@@ -88,8 +88,7 @@ def test_the_leaderboard_trains_every_method_plain_and_with_cirec_by_one_recipe(
     stand_in = f'#!/bin/bash\ncase "$*" in *models*) exec {sys.executable} "$@";; esac\necho "$*" >> "$LOG"\n'
     (bin_ / "python").write_text(stand_in)
     (bin_ / "python").chmod(0o755)
-    stamp = subprocess.run("cksum <requirements.txt", shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
-    (tmp_path / "requirements.stamp").write_text(stamp.stdout)
+    mark_installed(tmp_path)
     log = tmp_path / "log"
     environment = {**os.environ, "VENV": str(tmp_path), "LOG": str(log), "RUNS": str(tmp_path / "runs")}
     environment |= {"DATASET": "digits", "EPOCHS": "3", "SEEDS": "0 1", "JOBS": "1"}
@@ -150,8 +149,7 @@ def environment(tmp_path):
     for name in ("python", "torchrun", "srun", "scontrol"):
         (bin_ / name).write_text('#!/bin/bash\necho "$0 $*" >> "$LOG"\n')
         (bin_ / name).chmod(0o755)
-    stamp = subprocess.run("cksum < requirements.txt", shell=True, cwd=ROOT, capture_output=True, check=True).stdout
-    (tmp_path / "venv" / "requirements.stamp").write_bytes(stamp)
+    mark_installed(tmp_path / "venv")
     settings = {"VENV": str(tmp_path / "venv"), "RUNS": str(tmp_path / "runs"), "LOG": str(tmp_path / "log")}
     return {**os.environ, **settings, "DATASET": "digits"}
 

@@ -3,9 +3,8 @@
 import json
 import os
 import subprocess
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from shell import ROOT, mark_installed
 
 PIP = """#!/bin/bash
 [ "$*" = "-m pip --version" ] && exit 0
@@ -36,17 +35,9 @@ def test_an_environment_that_cannot_be_installed_says_pips_reason_and_is_tried_a
     assert (done.stdout, done.stderr) == ("went on\n", "")
 
 
-def stand_in(folder, python):
-    """An environment whose `python` is a shell script, with what tells setup.sh that it is whole."""
-    (folder / "bin").mkdir(parents=True)
-    (folder / "bin" / "python").write_text(f"#!/bin/bash\n{python}\n")
-    (folder / "bin" / "python").chmod(0o755)
-    stamp = subprocess.run("cksum <requirements.txt", shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
-    (folder / "requirements.stamp").write_text(stamp.stdout)
-
-
 def test_folders_count_from_where_a_script_is_called(tmp_path):
-    stand_in(tmp_path / "env", "")
+    (tmp_path / "env").mkdir()
+    mark_installed(tmp_path / "env")
     lines = 'echo "$PWD"; for name in VENV DATA_DIR RUNS OUT; do echo "${!name-unset}"; done'
     environment = {**os.environ, "VENV": "env", "DATA_DIR": "my data", "RUNS": "/runs", "CDPATH": f".:{ROOT}"}
     environment.pop("OUT", None)

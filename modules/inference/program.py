@@ -299,7 +299,7 @@ class Instance:
 
     def arguments(self):
         """What one thread brings: (numbers of a `Call`, their address, memory for lines)."""
-        lines = np.empty(self.program.lines + BYTES, np.uint8)
+        lines = aligned(np.empty(self.program.lines, np.uint8))
         call = np.zeros(len(Call), np.int64)
-        call[Call.LINES] = lines.ctypes.data + -lines.ctypes.data % BYTES
+        call[Call.LINES] = lines.ctypes.data
         return call, call.ctypes.data, lines
