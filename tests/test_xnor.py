@@ -107,7 +107,7 @@ def test_any_shape(data, tables):
     padding = data.draw(st.integers(0, 2))
     smallest = max(1, kernel - 2 * padding)
     height, width = (data.draw(st.integers(smallest, smallest + 17)) for _ in range(2))
-    images, channels, out_channels = (data.draw(st.integers(1, n)) for n in (3, 140, 50))
+    images, channels, out_channels = (data.draw(st.integers(1, n)) for n in (3, 140, 150))
     torch.manual_seed(data.draw(st.integers(0, 2**31)))
     conv = make_conv(channels, out_channels, kernel, data.draw(st.integers(1, 3)), padding)
     x = torch.randn(images, channels, height, width)

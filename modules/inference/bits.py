@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from modules.inference.layout import LANES
+from modules.inference.layout import GROUP, LANES
 from modules.inference.maps import aligned
 
 WORD = 64
@@ -44,14 +44,18 @@ def arrange(bits):
     return blocks, counts
 
 
-def nibbles(blocks, taps, pairs):
-    """uint8 (blocks, taps * pairs, 2, 2, LANES): the low and the high nibble of each byte of the weights, for LOOKUP.
+def nibbles(blocks, kernel, pairs):
+    """Each byte of the weights as its low and its high nibble, for LOOKUP; see `modules.inference.layout`.
 
-    blocks: as `arrange` gives them, of so many taps; pairs: how many pairs of a tap's bytes have bits.
+    blocks: as `arrange` gives them, of so many rows and columns of taps; pairs: how many pairs of a tap's bytes have
+    bits. Returns uint8 (groups, kernel * pairs * kernel, 2, GROUP, 2, LANES), in which the columns come last. Blocks
+    past the last one are zeros.
     """
-    rows = blocks.reshape(len(blocks), taps, -1, LANES, 1).view(np.uint8)
-    rows = rows.transpose(0, 1, 2, 4, 3).reshape(len(blocks), taps, -1, LANES)[:, :, : 2 * pairs]
-    return np.stack([rows & 15, rows >> 4], 3)
+    blocks = np.pad(blocks, ((0, -len(blocks) % GROUP), (0, 0), (0, 0)))
+    rows = blocks.reshape(-1, GROUP, kernel, kernel, blocks.shape[1] // kernel**2, LANES, 1).view(np.uint8)
+    rows = np.moveaxis(rows, 6, 5).reshape(*rows.shape[:4], -1, 2, LANES)[:, :, :, :, :pairs]
+    rows = rows.transpose(0, 2, 4, 3, 5, 1, 6)
+    return np.stack([rows & 15, rows >> 4], 6)
 
 
 def _differing():

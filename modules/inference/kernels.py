@@ -4,6 +4,7 @@
 network. What is fast is written in LLVM's own vectors, because its vectoriser would keep the sums in memory.
 """
 
+import functools
 import itertools
 
 from llvmlite import binding, ir
@@ -11,16 +12,16 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from modules.inference.layout import LANES, Call, Field, Finish, Kind
+from modules.inference.layout import GROUP, LANES, Call, Field, Finish, Kind
 
 _i8, _i16, _i32, _i64, _float = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _words = ir.VectorType(_i64, LANES // 2)
 _floats, _pairs = ir.VectorType(_float, LANES), ir.VectorType(_i32, LANES)
+_half = ir.VectorType(_float, LANES // 2)
 _FIELDS = len(Field)
 _BYTES = 4 * LANES
-_bytes = ir.VectorType(_i8, 2 * LANES)
-_PAIR = 100
-"""Added to a kind, LOOKUP or DENSE: `_line` computes it for two blocks of channels at once."""
+_bytes, _shorts = ir.VectorType(_i8, 2 * LANES), ir.VectorType(_i16, LANES)
+_GROUP_BYTES = 2 * LANES * GROUP
 _FULL = 31
 """How many taps of LOOKUP a byte has room for, which counts up to 4 bits of each of their two bytes."""
 HAS_TABLES = bool(binding.get_host_cpu_features().get("avx2"))
@@ -91,27 +92,29 @@ def _accumulate(builder, step, pixels, place, element, vectors, add):
 
     pixels: how many windows, and the bytes from one to the next if they are known: then no register holds them.
 
-    place: addresses of window, weights and offsets. element: type of a tap of the window. vectors: types of the
-    weights of one tap, which lie one after the other; of those that are not counts, each is of another block.
+    place: addresses of window, weights and offsets. element: type of a tap of the window. vectors: of each the weights'
+    type, and where they lie behind a tap's first ones.
     """
     pixels, apart = pixels
     window, weights, offsets = place
-    zeros = [ir.Constant(_floats if vector is _pairs else vector, None) for vector in vectors]
+    zeros = [ir.Constant(_floats if vector is _pairs else vector, None) for vector, _ in vectors]
     totals = [[cgutils.alloca_once_value(builder, zero) for zero in zeros] for _ in range(pixels)]
     windows = [
         builder.add(window, _whole(apart * p) if apart else step.times(Field.SOURCE_PIXEL, p)) for p in range(pixels)
     ]
-    counts = vectors[0] is _words
-    size, next_vector = (2 * _BYTES, _whole(_BYTES)) if counts else (_BYTES, step.times(Field.TAPS, _BYTES))
+    size = 2 * _BYTES if vectors[0][0] is _words else _BYTES
+    # What there is less of lies in registers: the weights of a tap, or the numbers that they are multiplied with.
+    order = sorted(itertools.product(range(pixels), range(len(vectors))), key=lambda at: at[pixels < len(vectors)])
     with cgutils.for_range(builder, step[Field.TAPS]) as tap:
         offset = _load(builder, builder.add(offsets, builder.mul(tap.index, _whole(8))), _i64)
-        start = builder.add(weights, builder.mul(tap.index, _whole(size)))
-        places = [builder.add(start, builder.mul(next_vector, _whole(v))) for v in range(len(vectors))]
-        block = [_load(builder, place, vector) for place, vector in zip(places, vectors)]
-        for p in range(pixels):
-            x = _broadcast(builder, _load(builder, windows[p], element, offset), vectors[0])
-            for total, weight in zip(totals[p], block):
-                builder.store(add(builder.load(total), x, weight), total)
+        start, numbers, block = builder.add(weights, builder.mul(tap.index, _whole(size))), {}, {}
+        for p, v in order:
+            vector, at = vectors[v]
+            if v not in block:
+                block[v] = _load(builder, builder.add(start, at), vector)
+            if p not in numbers:
+                numbers[p] = _broadcast(builder, _load(builder, windows[p], element, offset), vector)
+            builder.store(add(builder.load(totals[p][v]), numbers[p], block[v]), totals[p][v])
     return [[builder.load(total) for total in of_pixel] for of_pixel in totals]
 
 
@@ -134,67 +137,85 @@ def _count_sums(builder, step, pixels, place, base):
         return builder.add(total, _llvm(builder, "llvm.ctpop.v8i64", builder.xor(x, weight)))
 
     counts, even = [], ir.Constant(_pairs, list(range(0, 2 * LANES, 2)))
-    for totals in _accumulate(builder, step, pixels, place, _i64, [_words] * 2, add):
+    for totals in _accumulate(builder, step, pixels, place, _i64, [(_words, _whole(at)) for at in (0, _BYTES)], add):
         counts.append(builder.shuffle_vector(*(builder.bitcast(total, _pairs) for total in totals), even))
     return _from_base(builder, [counts], base)
 
 
-def _lookup_sums(builder, step, pixels, place, base, blocks=1):
+def _lookup_sums(builder, step, pixels, place, base, blocks, columns):
     """The same, [block][pixel]: each byte of a window chooses two tables, in which the weights' nibbles are looked up.
 
     A block has two counts of each channel, a byte each: of the low nibbles, and of the high ones.
     """
     window, weights, offsets = place
-    taps, next_block = step[Field.TAPS], step.times(Field.TAPS, _BYTES)
-    starts = [builder.add(weights, builder.mul(next_block, _whole(block))) for block in range(blocks)]
-    windows = [builder.add(window, step.times(Field.SOURCE_PIXEL, p)) for p in range(pixels[0])]
-    sums = [[cgutils.alloca_once_value(builder, ir.Constant(_pairs, None)) for _ in windows] for _ in starts]
-    counts = [[cgutils.alloca_once(builder, _bytes) for _ in windows] for _ in starts]
-    with cgutils.for_range(builder, builder.udiv(builder.add(taps, _whole(_FULL - 1)), _whole(_FULL))) as group:
+    windows = [builder.add(window, step.times(Field.SOURCE_PIXEL, c)) for c in range(pixels[0] + columns - 1)]
+    pixels, runs, full = range(pixels[0]), builder.udiv(step[Field.TAPS], _whole(columns)), _whole(_FULL // columns)
+    sums = [[cgutils.alloca_once_value(builder, ir.Constant(_pairs, None)) for _ in pixels] for _ in range(blocks)]
+    counts = [[cgutils.alloca_once(builder, _bytes) for _ in pixels] for _ in range(blocks)]
+    with cgutils.for_range(builder, builder.udiv(builder.sub(builder.add(runs, full), _whole(1)), full)) as group:
         for count in itertools.chain(*counts):
             builder.store(ir.Constant(_bytes, None), count)
-        first = builder.mul(group.index, _whole(_FULL))
-        left = builder.sub(taps, first)
-        left = builder.select(builder.icmp_signed("<", left, _whole(_FULL)), left, _whole(_FULL))
-        with cgutils.for_range(builder, left) as tap:
-            _look_up(builder, step[Field.TABLE], (windows, starts, offsets), builder.add(first, tap.index), counts)
+        first = builder.mul(group.index, full)
+        left = builder.sub(runs, first)
+        with cgutils.for_range(builder, builder.select(builder.icmp_signed("<", left, full), left, full)) as run:
+            tap = builder.mul(builder.add(first, run.index), _whole(columns))
+            _look_up(builder, step[Field.TABLE], (windows, weights, offsets), tap, counts)
         for total, count in zip(itertools.chain(*sums), itertools.chain(*counts)):
             both = builder.load(count)
-            for lanes in (range(LANES), range(LANES, 2 * LANES)):
-                nibbles = builder.shuffle_vector(both, both, ir.Constant(_pairs, list(lanes)))
-                builder.store(builder.add(builder.load(total), builder.zext(nibbles, _pairs)), total)
+            low, high = (
+                builder.zext(builder.shuffle_vector(both, both, ir.Constant(_pairs, list(lanes))), _shorts)
+                for lanes in (range(LANES), range(LANES, 2 * LANES))
+            )
+            builder.store(builder.add(builder.load(total), builder.zext(builder.add(low, high), _pairs)), total)
     return _from_base(builder, [[builder.load(total) for total in of_block] for of_block in sums], base)
 
 
 def _look_up(builder, table, place, tap, counts):
-    """One tap of `_lookup_sums`, number `tap`, added to the counts."""
-    windows, starts, offsets = place
+    """The tap of that number of `_lookup_sums`, and those beside it, added to the counts."""
+    windows, weights, offsets = place
     offset = _load(builder, builder.add(offsets, builder.mul(tap, _whole(8))), _i64)
-    for byte in range(2):
-        inside = builder.add(offset, _whole(byte))
-        chosen = [builder.zext(_load(builder, window, _i8, inside), _i64) for window in windows]
-        tables = [_load(builder, table, _bytes, builder.shl(x, _whole(5))) for x in chosen]
-        at = builder.add(builder.mul(tap, _whole(_BYTES)), _whole(2 * LANES * byte))
-        for start, of_block in zip(starts, counts):
-            weight = _load(builder, start, _bytes, at)
-            for of_pixel, count in zip(tables, of_block):
-                found = _llvm(builder, "llvm.x86.avx2.pshuf.b", of_pixel, weight) if HAS_TABLES else weight
-                builder.store(builder.add(builder.load(count), found), count)
+    start = builder.add(weights, builder.mul(tap, _whole(2 * _GROUP_BYTES)))
+    for c, window in enumerate(windows):
+        word = builder.zext(_load(builder, window, _i16, offset), _i64)
+        for byte in range(2):
+            at = builder.lshr(word, _whole(3)) if byte else builder.shl(word, _whole(5))
+            chosen = _load(builder, table, _bytes, builder.and_(at, _whole(255 << 5)))
+            for block, of_block in enumerate(counts):
+                for p, count in enumerate(of_block):
+                    if 0 <= c - p <= len(windows) - len(of_block):
+                        weights_at = _GROUP_BYTES * (2 * (c - p) + byte) + 2 * LANES * block
+                        builder.store(_plus_found(builder, builder.load(count), chosen, start, weights_at), count)
 
 
-def _lookup_pair_sums(*args):
-    return _lookup_sums(*args, blocks=2)
+def _plus_found(builder, count, table, start, offset):
+    """The count, and what the table says of the weights' nibbles, which are read where they lie.
+
+    Both instructions are one to LLVM, lest it add in another order, for which there are not enough registers.
+    """
+    if HAS_TABLES:
+        signature = ir.FunctionType(_bytes, [_bytes, _bytes, _i64])
+        look_up = f"vpshufb {offset}($3), $2, %ymm15; vpaddb %ymm15, $0, $0"
+        return builder.call(ir.InlineAsm(signature, look_up, "=x,0,x,r,~{xmm15}"), [count, table, start])
+    return _load(builder, start, _bytes, offset)
 
 
 def _dense_sums(builder, step, pixels, place, base, blocks=1):
+    """Chains of fused multiply-adds: [block][pixel]. A block without a register for it is summed in two halves."""
+    part = _floats if _WIDE else _half
+    parts = LANES // part.count
+
     def add(total, x, weight):
-        return _fma(builder, x, weight, total)
+        return _llvm(builder, f"llvm.fma.v{part.count}f32", x, weight, total)
 
-    return list(zip(*_accumulate(builder, step, pixels, place, _float, [_floats] * blocks, add)))
-
-
-def _dense_pair_sums(*args):
-    return _dense_sums(*args, blocks=2)
+    beside = [step.times(Field.TAPS, _BYTES * block) for block in range(blocks)]
+    vectors = [(part, builder.add(block, _whole(4 * part.count * i))) for block in beside for i in range(parts)]
+    sums = list(zip(*_accumulate(builder, step, pixels, place, _float, vectors, add)))
+    if _WIDE:
+        return sums
+    whole = ir.Constant(_pairs, list(range(LANES)))
+    return [
+        [builder.shuffle_vector(low, high, whole) for low, high in zip(*halves)] for halves in zip(sums[::2], sums[1::2])
+    ]
 
 
 def _bf16_sums(builder, step, pixels, place, base):
@@ -209,7 +230,7 @@ def _bf16_sums(builder, step, pixels, place, base):
             total = _fma(builder, part(builder, x), part(builder, weight), total)
         return total
 
-    return list(zip(*_accumulate(builder, step, pixels, place, _i32, [_pairs], add)))
+    return list(zip(*_accumulate(builder, step, pixels, place, _i32, [(_pairs, _whole(0))], add)))
 
 
 def _first(builder, pairs):
@@ -363,15 +384,18 @@ def get(typing_context, table, index):
     return types.intp(types.intp, types.intp), codegen
 
 
-@intrinsic
-def _copy_float(typing_context, source, out):
-    """The float32 at `source` is copied to `out`."""
+def _copying(numbers):
+    """Kernel: so many float32 at `source` are stored at `out`."""
 
-    def codegen(context, builder, signature, args):
-        _store(builder, _load(builder, args[0], _float), args[1])
-        return context.get_dummy_value()
+    @intrinsic
+    def kernel(typing_context, source, out):
+        def codegen(context, builder, signature, args):
+            _store(builder, _load(builder, args[0], ir.VectorType(_float, numbers)), args[1])
+            return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp), codegen
+        return types.void(types.intp, types.intp), codegen
+
+    return kernel
 
 
 def _rounding(numbers):
@@ -392,6 +416,7 @@ def _rounding(numbers):
     return kernel
 
 
+_copy_number, _copy_block = _copying(1), _copying(LANES)
 _round_number, _round_block = _rounding(1), _rounding(LANES)
 
 
@@ -464,17 +489,25 @@ def _next_tile(sums_of, sizes):
 
 
 _count = _next_tile(_count_sums, _COUNTS)
-_lookup = _next_tile(_lookup_sums, (4, 1))
-_lookup_pair = _next_tile(_lookup_pair_sums, (4, 3, 2, 1))
-_dense_pair = _next_tile(_dense_pair_sums, _PAIRS)
+_lookup_group, _lookup_two, _lookup_one = (
+    _next_tile(functools.partial(_lookup_sums, blocks=blocks, columns=1), sizes)
+    for blocks, sizes in ((GROUP, (3, 1)), (2, (4, 1)), (1, (4, 1)))
+)
+_shared_group, _shared_two, _shared_one = (
+    _next_tile(functools.partial(_lookup_sums, blocks=blocks, columns=3), sizes)
+    for blocks, sizes in ((GROUP, (3, 2, 1)), (2, (4, 1)), (1, (4, 1)))
+)
+_dense_pair = _next_tile(functools.partial(_dense_sums, blocks=2), _PAIRS)
 _few_dense = _next_tile(_dense_sums, _SUMS)
 _few_bf16 = _next_tile(_bf16_sums, (7, 1))
 _copy = _next_tile(_copied, (4, 1))
 
 
 @_kernel
-def _dense(left, pixel, at):
+def _dense(left, blocks, pixel, at):
     """The same of DENSE; pixel: SOURCE_PIXEL."""
+    if blocks == 2:
+        return _dense_pair(left, at)
     if left >= _FIXED_SUMS and pixel == 8:
         _dense_near(*at)
         return _FIXED_SUMS
@@ -494,9 +527,9 @@ def _bf16(left, pixel, at):
 
 
 @_kernel
-def _line(kind, step, window, weights, offsets, base, columns, finish, residual, out, bits, width):
-    """A line of `width` output pixels of one block of channels, or of two if the kind is _PAIR + `kind`."""
-    x, pixel = 0, get(step, Field.SOURCE_PIXEL)
+def _line(kind, blocks, step, window, weights, offsets, base, columns, finish, residual, out, bits, width):
+    """A line of `width` output pixels of so many blocks of channels."""
+    x, pixel, shared = 0, get(step, Field.SOURCE_PIXEL), get(step, Field.COLUMNS) == 3
     while x < width:
         r = residual + x * get(step, Field.RESIDUAL_PIXEL)
         o = out + x * get(step, Field.OUT_PIXEL) if out else 0
@@ -504,14 +537,18 @@ def _line(kind, step, window, weights, offsets, base, columns, finish, residual,
         at = (step, window + x * pixel, weights, offsets, base, columns + 8 * x, finish, r, o, b)
         if kind == Kind.COUNT:
             x += _count(width - x, at)
+        elif kind == Kind.LOOKUP and shared:
+            if blocks == GROUP:
+                x += _shared_group(width - x, at)
+            else:
+                x += _shared_two(width - x, at) if blocks == 2 else _shared_one(width - x, at)
         elif kind == Kind.LOOKUP:
-            x += _lookup(width - x, at)
-        elif kind == _PAIR + Kind.LOOKUP:
-            x += _lookup_pair(width - x, at)
-        elif kind == _PAIR + Kind.DENSE:
-            x += _dense_pair(width - x, at)
+            if blocks == GROUP:
+                x += _lookup_group(width - x, at)
+            else:
+                x += _lookup_two(width - x, at) if blocks == 2 else _lookup_one(width - x, at)
         elif kind == Kind.DENSE:
-            x += _dense(width - x, pixel, at)
+            x += _dense(width - x, blocks, pixel, at)
         elif kind == Kind.BF16:
             x += _bf16(width - x, pixel, at)
         else:
@@ -529,17 +566,35 @@ def _part(step, chunk):
 
 
 @_kernel
+def _together(step, block, end):
+    """How many blocks of channels, from `block` on, are computed at once."""
+    kind, left = get(step, Field.KIND), end - block
+    if kind == Kind.LOOKUP and block % GROUP == 0 and left >= GROUP:
+        return GROUP
+    if kind == Kind.LOOKUP and block % 2 == 0 and left >= 2:
+        return 2
+    if kind == Kind.DENSE and get(step, Field.OFFSETS_BLOCK) == 0 and left >= 2:
+        return 2
+    return 1
+
+
+@_kernel
+def _weights(step, block):
+    """The address of a block's weights."""
+    kind, taps = get(step, Field.KIND), get(step, Field.TAPS)
+    if kind == Kind.LOOKUP:
+        return get(step, Field.WEIGHTS) + 2 * _GROUP_BYTES * taps * (block // GROUP) + 2 * LANES * (block % GROUP)
+    return get(step, Field.WEIGHTS) + _BYTES * taps * block * (2 if kind == Kind.COUNT else 1)
+
+
+@_kernel
 def _lines(step, chunk):
     """A chunk of COUNT, LOOKUP, DENSE, COPY or BF16."""
-    kind, first, last, start, end = get(step, Field.KIND), *_part(step, chunk)
-    taps, words = get(step, Field.TAPS), 2 if get(step, Field.KIND) == Kind.COUNT else 1
-    counts, block = kind == Kind.COUNT or kind == Kind.LOOKUP, start
-    pairs = kind == Kind.LOOKUP or (kind == Kind.DENSE and get(step, Field.OFFSETS_BLOCK) == 0)
+    kind, first, last, block, end = get(step, Field.KIND), *_part(step, chunk)
+    counts = kind == Kind.COUNT or kind == Kind.LOOKUP
     while block < end:
-        pair = pairs and block + 1 < end
-        weights = get(step, Field.WEIGHTS) + _BYTES * words * taps * block
+        blocks, channel = _together(step, block, end), _BYTES * block
         offsets = get(step, Field.OFFSETS) + get(step, Field.OFFSETS_BLOCK) * block
-        finish, channel = get(step, Field.FINISH) + _BYTES * block, _BYTES * block
         source = get(step, Field.SOURCE) + (channel if kind == Kind.COPY else 0)
         for y in range(first, last):
             base = get(step, Field.BASE) + channel + get(get(step, Field.ROW_BASE), y) if counts else 0
@@ -547,9 +602,10 @@ def _lines(step, chunk):
             out = get(step, Field.OUT) + channel + get(step, Field.OUT_ROW) * y if get(step, Field.OUT) else 0
             bits = get(step, Field.BITS) + 2 * block + get(step, Field.BITS_ROW) * y if get(step, Field.BITS) else 0
             window = source + get(step, Field.SOURCE_ROW) * y
-            _line(_PAIR + kind if pair else kind, step, window, weights, offsets, base,
-                  get(step, Field.COLUMN_BASE), finish, residual, out, bits, get(step, Field.WIDTH))  # fmt: skip
-        block += 2 if pair else 1
+            _line(kind, blocks, step, window, _weights(step, block), offsets, base,
+                  get(step, Field.COLUMN_BASE), get(step, Field.FINISH) + channel, residual, out, bits,
+                  get(step, Field.WIDTH))  # fmt: skip
+        block += blocks
 
 
 @_kernel
@@ -599,7 +655,7 @@ def _stem(step, chunk, lines):
             _fill_lowest(lines + 2 * width * _BYTES, width)  # the row above the first
         for y in range(max(0, 2 * first - 1), 2 * last):
             window, line = get(step, Field.SOURCE) + get(step, Field.SOURCE_ROW) * y, lines + y % 3 * width * _BYTES
-            _line(get(step, Field.INNER), step, window, weights, get(step, Field.OFFSETS), 0, 0, finish,
+            _line(get(step, Field.INNER), 1, step, window, weights, get(step, Field.OFFSETS), 0, 0, finish,
                   get(step, Field.RESIDUAL) + channel, line, 0, width)  # fmt: skip
             row = y // 2
             if y % 2 == 1 and row >= first:
@@ -636,9 +692,13 @@ def _image(step, chunk, call):
         for y in range(first, last):
             source = get(call, Call.IMAGE) + channel * get(call, Call.IMAGE_CHANNEL) + y * get(call, Call.IMAGE_ROW)
             out = get(step, Field.OUT) + channel * get(step, Field.OUT_CHANNEL) + y * get(step, Field.OUT_ROW)
-            for x in range(get(step, Field.WIDTH)):
+            x, width = 0, get(step, Field.WIDTH)
+            while whole and pixel == 4 and x + LANES <= width:
+                _copy_block(source + 4 * x, out + 4 * x)
+                x += LANES
+            for x in range(x, width):
                 if whole:
-                    _copy_float(source + x * pixel, out + x * get(step, Field.OUT_PIXEL))
+                    _copy_number(source + x * pixel, out + x * get(step, Field.OUT_PIXEL))
                 else:
                     _round_number(source + x * pixel, out + x * get(step, Field.OUT_PIXEL))
 

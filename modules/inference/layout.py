@@ -15,6 +15,9 @@ from enum import IntEnum
 LANES = 16
 """Channels in a block: those of one 512-bit register of sums. A narrower CPU takes several registers for one."""
 
+GROUP = 4
+"""Blocks of LOOKUP whose weights lie side by side, because they are computed at once."""
+
 
 class Kind(IntEnum):
     """What a step does."""
@@ -49,7 +52,7 @@ class Field(IntEnum):
     TAPS = 11  # products of one sum: words, LOOKUP: pairs of bytes, or float32 numbers
     OFFSETS = 12  # int64 (taps,): where a tap lies in its window
     OFFSETS_BLOCK = 13  # from one block's offsets to the next: 0 where all have the same
-    WEIGHTS = 14  # (blocks, taps, LANES): uint64, float32, or pairs of bfloat16; LOOKUP: uint8 (..., taps, 2, 2, LANES)
+    WEIGHTS = 14  # (blocks, taps, LANES): uint64, float32, pairs of bfloat16; LOOKUP: `modules.inference.bits.nibbles`
     BASE = 15  # COUNT, LOOKUP: float32 (cases, C): the sum where no bit differs, which is smaller at the borders
     ROW_BASE = 16  # int64 (H,) likewise: where a row's cases start
     COLUMN_BASE = 17  # int64 (W,) likewise: where a column's case lies within them
@@ -78,6 +81,7 @@ class Field(IntEnum):
     TAP_PIXEL = 40
     TAP_WIDTH = 41
     TABLE = 42  # LOOKUP: uint8 (256, 2, 16): how many bits of a byte's low and high nibble differ from those of 0 to 15
+    COLUMNS = 43  # LOOKUP: so many taps in a row lie a pixel apart, and are other windows' taps too: 3, or 1
 
 
 class Finish(IntEnum):

@@ -9,7 +9,7 @@ import torch
 
 from modules.inference import native
 from modules.inference.bits import DIFFERING_BITS, nibbles
-from modules.inference.layout import LANES, Call, Field, Finish, Kind
+from modules.inference.layout import GROUP, LANES, Call, Field, Finish, Kind
 from modules.inference.maps import BYTES, REGION, Maps, aligned, blocks_of, external
 from modules.inference.threads import Pace
 
@@ -88,7 +88,7 @@ class Program:
         rows = -(-height // _ROWS_APART)
         parts = 1
         if height <= _ROWS_APART:
-            rows, parts = height, -(-blocks // _CHANNELS_APART)
+            rows, parts = height, -(-blocks // (GROUP if step[Field.KIND] == Kind.LOOKUP else _CHANNELS_APART))
         step |= {Field.HEIGHT: height, Field.WIDTH: width, Field.BLOCKS: blocks, Field.ROWS: rows, Field.PARTS: parts}
         step[Field.CHUNKS] = -(-height // rows) * parts
 
@@ -113,11 +113,12 @@ class Program:
         kind, within = Kind.COUNT, 8 * np.arange(-(-conv.in_channels // 64))
         if native.has_tables():
             kind, within = Kind.LOOKUP, 2 * np.arange(-(-conv.in_channels // 16))
-            weights = nibbles(weights, len(conv.tap_counts), len(within))
-        offsets = _offsets(kernel, conv.padding, bits.row, bits.pixel, within)
+            weights = nibbles(weights, kernel, len(within))
+        offsets = _offsets(kernel, conv.padding, bits.row, bits.pixel, within, columns_last=kind == Kind.LOOKUP)
         step = self.add(
             kind, SOURCE=bits.address, SOURCE_ROW=conv.stride * bits.row, SOURCE_PIXEL=conv.stride * bits.pixel,
             TAPS=len(offsets), OFFSETS=self.keep(offsets), WEIGHTS=self.keep(weights), TABLE=self.keep(DIFFERING_BITS),
+            COLUMNS=3 if kernel == 3 and conv.stride == 1 else 1,
         )  # fmt: skip
         self._bases(step, (bits.height, bits.width), sizes, kernel, conv)
         return self._finishing(step, sizes, table, residual, out)
@@ -269,10 +270,12 @@ def _source(source):
     return dict(SOURCE=source.address, SOURCE_ROW=source.row, SOURCE_PIXEL=source.pixel)
 
 
-def _offsets(kernel, padding, row, pixel, within):
-    """int64 (kernel * kernel * len(within),): where the taps of a window lie, in bytes."""
+def _offsets(kernel, padding, row, pixel, within, columns_last):
+    """int64 (kernel * kernel * len(within),): where the taps of a window lie, in bytes: row by row, and in a row column
+    by column, or part by part of the channels."""
     at = np.arange(kernel) - padding
-    return (at[:, None, None] * row + at[None, :, None] * pixel + within).astype(np.int64).reshape(-1)
+    places = at[:, None, None] * row + at[:, None] * pixel + within
+    return (places.swapaxes(1, 2) if columns_last else places).astype(np.int64).reshape(-1)
 
 
 class Instance:
