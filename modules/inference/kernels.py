@@ -214,7 +214,8 @@ def _dense_sums(builder, step, pixels, place, base, blocks=1):
         return sums
     whole = ir.Constant(_pairs, list(range(LANES)))
     return [
-        [builder.shuffle_vector(low, high, whole) for low, high in zip(*halves)] for halves in zip(sums[::2], sums[1::2])
+        [builder.shuffle_vector(low, high, whole) for low, high in zip(*halves)]
+        for halves in zip(sums[::2], sums[1::2])
     ]
 
 
@@ -692,11 +693,11 @@ def _image(step, chunk, call):
         for y in range(first, last):
             source = get(call, Call.IMAGE) + channel * get(call, Call.IMAGE_CHANNEL) + y * get(call, Call.IMAGE_ROW)
             out = get(step, Field.OUT) + channel * get(step, Field.OUT_CHANNEL) + y * get(step, Field.OUT_ROW)
-            x, width = 0, get(step, Field.WIDTH)
-            while whole and pixel == 4 and x + LANES <= width:
-                _copy_block(source + 4 * x, out + 4 * x)
-                x += LANES
-            for x in range(x, width):
+            width = get(step, Field.WIDTH)
+            blocks = width // LANES if whole and pixel == 4 else 0
+            for block in range(blocks):
+                _copy_block(source + _BYTES * block, out + _BYTES * block)
+            for x in range(LANES * blocks, width):
                 if whole:
                     _copy_number(source + x * pixel, out + x * get(step, Field.OUT_PIXEL))
                 else:
