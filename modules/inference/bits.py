@@ -48,8 +48,8 @@ def nibbles(blocks, kernel, pairs):
     """Each byte of the weights as its low and its high nibble, for LOOKUP; see `modules.inference.layout`.
 
     blocks: as `arrange` gives them, of so many rows and columns of taps; pairs: how many pairs of a tap's bytes have
-    bits. Returns uint8 (groups, kernel * pairs * kernel, 2, GROUP, 2, LANES), in which the columns come last. Blocks
-    past the last one are zeros.
+    bits. Returns uint8 (groups, rows, pairs, columns, byte of the pair, GROUP, nibble, LANES). Blocks past the last one
+    are zeros.
     """
     blocks = np.pad(blocks, ((0, -len(blocks) % GROUP), (0, 0), (0, 0)))
     rows = blocks.reshape(-1, GROUP, kernel, kernel, blocks.shape[1] // kernel**2, LANES, 1).view(np.uint8)

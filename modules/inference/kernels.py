@@ -57,10 +57,10 @@ def _fma(builder, *values):
 
 
 def _load(builder, address, kind, offset=0):
-    """The value of type `kind` at the address, an i64, which need not be aligned."""
+    """The value of type `kind` at the address, an i64, aligned to 2 bytes."""
     place = builder.add(address, offset if isinstance(offset, ir.Value) else _whole(offset))
     value = builder.load(builder.inttoptr(place, kind.as_pointer()))
-    value.align = 1 if kind is _i8 else 2
+    value.align = 2
     return value
 
 
@@ -145,7 +145,7 @@ def _count_sums(builder, step, pixels, place, base):
 def _lookup_sums(builder, step, pixels, place, base, blocks, columns):
     """The same, [block][pixel]: each byte of a window chooses two tables, in which the weights' nibbles are looked up.
 
-    A block has two counts of each channel, a byte each: of the low nibbles, and of the high ones.
+    A block has two counts of each channel, a byte each: of the low nibbles, and of the high ones. columns: COLUMNS.
     """
     window, weights, offsets = place
     windows = [builder.add(window, step.times(Field.SOURCE_PIXEL, c)) for c in range(pixels[0] + columns - 1)]
@@ -190,7 +190,7 @@ def _look_up(builder, table, place, tap, counts):
 def _plus_found(builder, count, table, start, offset):
     """The count, and what the table says of the weights' nibbles, which are read where they lie.
 
-    Both instructions are one to LLVM, lest it add in another order, for which there are not enough registers.
+    One asm holds both instructions: LLVM would add in another order, and run out of registers.
     """
     if HAS_TABLES:
         signature = ir.FunctionType(_bytes, [_bytes, _bytes, _i64])
@@ -200,7 +200,7 @@ def _plus_found(builder, count, table, start, offset):
 
 
 def _dense_sums(builder, step, pixels, place, base, blocks=1):
-    """Chains of fused multiply-adds: [block][pixel]. A block without a register for it is summed in two halves."""
+    """Chains of fused multiply-adds: [block][pixel]. Half a block is summed where a register holds no more."""
     part = _floats if _WIDE else _half
     parts = LANES // part.count
 
@@ -562,6 +562,8 @@ def _part(step, chunk):
     rows, part = divmod(chunk, get(step, Field.PARTS))
     first = rows * get(step, Field.ROWS)
     blocks = (get(step, Field.BLOCKS) + get(step, Field.PARTS) - 1) // get(step, Field.PARTS)
+    if get(step, Field.KIND) == Kind.LOOKUP:  # a part starts with a group
+        blocks = (blocks + GROUP - 1) // GROUP * GROUP
     last = min(first + get(step, Field.ROWS), get(step, Field.HEIGHT))
     return first, last, part * blocks, min((part + 1) * blocks, get(step, Field.BLOCKS))
 
@@ -570,13 +572,10 @@ def _part(step, chunk):
 def _together(step, block, end):
     """How many blocks of channels, from `block` on, are computed at once."""
     kind, left = get(step, Field.KIND), end - block
-    if kind == Kind.LOOKUP and block % GROUP == 0 and left >= GROUP:
+    if kind == Kind.LOOKUP and left >= GROUP:
         return GROUP
-    if kind == Kind.LOOKUP and block % 2 == 0 and left >= 2:
-        return 2
-    if kind == Kind.DENSE and get(step, Field.OFFSETS_BLOCK) == 0 and left >= 2:
-        return 2
-    return 1
+    pairs = kind == Kind.LOOKUP or (kind == Kind.DENSE and get(step, Field.OFFSETS_BLOCK) == 0)
+    return 2 if pairs and left >= 2 else 1
 
 
 @_kernel

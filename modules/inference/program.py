@@ -14,7 +14,7 @@ from modules.inference.maps import BYTES, REGION, Maps, aligned, blocks_of, exte
 from modules.inference.threads import Pace
 
 _ROWS_APART, _CHANNELS_APART = 14, 2
-"""Chunks of a large map are bands of its rows, about so many; those of a small one are so many blocks of channels."""
+"""Chunks of a large map are bands of its rows, about so many; those of a small one so many blocks, or GROUP."""
 
 
 def fill(table, channels):
@@ -272,7 +272,7 @@ def _source(source):
 
 def _offsets(kernel, padding, row, pixel, within, columns_last):
     """int64 (kernel * kernel * len(within),): where the taps of a window lie, in bytes: row by row, and in a row column
-    by column, or part by part of the channels."""
+    by column; columns_last: part by part of the channels, the columns of each."""
     at = np.arange(kernel) - padding
     places = at[:, None, None] * row + at[:, None] * pixel + within
     return (places.swapaxes(1, 2) if columns_last else places).astype(np.int64).reshape(-1)
