@@ -122,3 +122,8 @@ def test_the_committed_networks_keep_their_promises_on_digits(monkeypatch, capsy
     monkeypatch.chdir(Path(__file__).parent.parent)
     verify.main([])
     assert capsys.readouterr().out.count("| as promised |") == 3
+
+
+def test_digits_need_no_folder_beside_the_other_runs_images(tmp_path):
+    alone, beside = (verify.test_images("digits", None, folder) for folder in (None, tmp_path))
+    assert alone.fingerprint() == beside.fingerprint()

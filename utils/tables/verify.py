@@ -38,7 +38,9 @@ def test_images(dataset, size, data_dir):
     """The test images of a data set, an ImageSet, a folder's resized to `size` if it is given; None if they need a
     folder and none is given. CIFAR-10 may lie in folders of images, and another folder's images may be CIFAR-10's.
     """
-    if dataset != "digits" and data_dir is None:
+    if dataset == "digits":  # they come with scikit-learn, whatever folder the other runs' images lie in
+        data_dir = None
+    elif data_dir is None:
         return None
     if dataset in ("folder", "cifar10"):
         dataset = "folder" if (Path(data_dir) / "test").is_dir() else "cifar10"
