@@ -221,7 +221,7 @@ def test_changed_plain_values_end_in_one_line_or_in_training(finished, tmp_path,
     places = [p for p in plain_places(stored) if p[0] not in ("format", "data")]
     rng = random.Random(1)
     news = (None, -1, 10**12, 0, "x", [], {}, True, float("nan"), 1.5, [[1]], "\ud800", {"a": 1})
-    for i in range(100):
+    for i in range(200):
         place = rng.choice(places)
         out = tmp_path / str(i)
         out.mkdir()

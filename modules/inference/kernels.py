@@ -22,6 +22,7 @@ _FIELDS = len(Field)
 _BYTES = 4 * LANES
 _bytes, _shorts = ir.VectorType(_i8, 2 * LANES), ir.VectorType(_i16, LANES)
 _GROUP_BYTES = 2 * LANES * GROUP
+"""Nibbles of one byte of a tap, of a group of blocks."""
 _FULL = 31
 """How many taps of LOOKUP a byte has room for, which counts up to 4 bits of each of their two bytes."""
 HAS_TABLES = bool(binding.get_host_cpu_features().get("avx2"))
@@ -280,13 +281,13 @@ def _finish(builder, step, row, sums, residual, out, bits, block):
 
 
 def _tile(sums_of, pixels, apart=None):
-    """Kernel: `pixels` neighbouring pixels of one block of output channels, from the sums to the output.
+    """Kernel: `pixels` neighbouring pixels of a block of output channels, or several, from the sums to the output.
 
     apart: SOURCE_PIXEL, if the kernel is for one value of it.
 
-    Its arguments are addresses: of the step; of the first window, the block's weights and offsets; of its base and of
-    the first pixel's entry in COLUMN_BASE; of its part of the finish table; of the first pixel's residual, output
-    and bits, the last two 0 if there are none.
+    Its arguments are addresses: of the step; of the first window, the first block's weights and offsets; of its base
+    and of the first pixel's entry in COLUMN_BASE; of its part of the finish table; of the first pixel's residual,
+    output and bits, the last two 0 if there are none.
     """
 
     @intrinsic
@@ -538,7 +539,9 @@ def _line(kind, blocks, step, window, weights, offsets, base, columns, finish, r
         at = (step, window + x * pixel, weights, offsets, base, columns + 8 * x, finish, r, o, b)
         if kind == Kind.COUNT:
             x += _count(width - x, at)
-        elif kind == Kind.LOOKUP and shared:
+        elif (
+            kind == Kind.LOOKUP and shared
+        ):  # no function of its own: a call for each tile would take ResNet-20 8 % longer
             if blocks == GROUP:
                 x += _shared_group(width - x, at)
             else:
@@ -561,9 +564,7 @@ def _part(step, chunk):
     """(first row, last row, first block, last block) of a chunk."""
     rows, part = divmod(chunk, get(step, Field.PARTS))
     first = rows * get(step, Field.ROWS)
-    blocks = (get(step, Field.BLOCKS) + get(step, Field.PARTS) - 1) // get(step, Field.PARTS)
-    if get(step, Field.KIND) == Kind.LOOKUP:  # a part starts with a group
-        blocks = (blocks + GROUP - 1) // GROUP * GROUP
+    blocks = get(step, Field.PART_BLOCKS)
     last = min(first + get(step, Field.ROWS), get(step, Field.HEIGHT))
     return first, last, part * blocks, min((part + 1) * blocks, get(step, Field.BLOCKS))
 
@@ -594,6 +595,7 @@ def _lines(step, chunk):
     counts = kind == Kind.COUNT or kind == Kind.LOOKUP
     while block < end:
         blocks, channel = _together(step, block, end), _BYTES * block
+        weights, finish = _weights(step, block), get(step, Field.FINISH) + channel
         offsets = get(step, Field.OFFSETS) + get(step, Field.OFFSETS_BLOCK) * block
         source = get(step, Field.SOURCE) + (channel if kind == Kind.COPY else 0)
         for y in range(first, last):
@@ -602,9 +604,8 @@ def _lines(step, chunk):
             out = get(step, Field.OUT) + channel + get(step, Field.OUT_ROW) * y if get(step, Field.OUT) else 0
             bits = get(step, Field.BITS) + 2 * block + get(step, Field.BITS_ROW) * y if get(step, Field.BITS) else 0
             window = source + get(step, Field.SOURCE_ROW) * y
-            _line(kind, blocks, step, window, _weights(step, block), offsets, base,
-                  get(step, Field.COLUMN_BASE), get(step, Field.FINISH) + channel, residual, out, bits,
-                  get(step, Field.WIDTH))  # fmt: skip
+            _line(kind, blocks, step, window, weights, offsets, base,
+                  get(step, Field.COLUMN_BASE), finish, residual, out, bits, get(step, Field.WIDTH))  # fmt: skip
         block += blocks
 
 
@@ -649,8 +650,8 @@ def _stem(step, chunk, lines):
     first, last, start, end = _part(step, chunk)
     width = get(step, Field.INNER_WIDTH)
     for block in range(start, end):
-        weights = get(step, Field.WEIGHTS) + _BYTES * get(step, Field.TAPS) * block
-        finish, channel = get(step, Field.FINISH) + _BYTES * block, _BYTES * block
+        weights, channel = _weights(step, block), _BYTES * block
+        finish = get(step, Field.FINISH) + channel
         if first == 0:
             _fill_lowest(lines + 2 * width * _BYTES, width)  # the row above the first
         for y in range(max(0, 2 * first - 1), 2 * last):

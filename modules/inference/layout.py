@@ -81,7 +81,8 @@ class Field(IntEnum):
     TAP_PIXEL = 40
     TAP_WIDTH = 41
     TABLE = 42  # LOOKUP: uint8 (256, 2, 16): how many bits of a byte's low and high nibble differ from those of 0 to 15
-    COLUMNS = 43  # LOOKUP: so many taps in a row lie a pixel apart, and are other windows' taps too: 3, or 1
+    PART_BLOCKS = 43  # blocks of a part; the last part has what is left
+    COLUMNS = 44  # LOOKUP: so many taps in a row lie a pixel apart, and are other windows' taps too: 3, or 1
 
 
 class Finish(IntEnum):

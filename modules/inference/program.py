@@ -85,11 +85,12 @@ class Program:
         return step
 
     def _chunks(self, step, height, width, blocks):
-        rows = -(-height // _ROWS_APART)
-        parts = 1
+        rows, part = -(-height // _ROWS_APART), blocks
         if height <= _ROWS_APART:
-            rows, parts = height, -(-blocks // (GROUP if step[Field.KIND] == Kind.LOOKUP else _CHANNELS_APART))
-        step |= {Field.HEIGHT: height, Field.WIDTH: width, Field.BLOCKS: blocks, Field.ROWS: rows, Field.PARTS: parts}
+            rows, part = height, GROUP if step[Field.KIND] == Kind.LOOKUP else _CHANNELS_APART
+        parts = -(-blocks // part)
+        step |= {Field.HEIGHT: height, Field.WIDTH: width, Field.ROWS: rows}
+        step |= {Field.BLOCKS: blocks, Field.PARTS: parts, Field.PART_BLOCKS: part}
         step[Field.CHUNKS] = -(-height // rows) * parts
 
     def _finishing(self, step, size, table, residual, out):
@@ -235,7 +236,8 @@ class Program:
         step |= pooled.fields("POOLED") | tap.fields("TAP") | {Field.TAP_WIDTH: len(columns), Field.OUT_PIXEL: BYTES}
         step[Field.WINDOW_COLUMNS] = self.keep(columns)
         blocks = blocks_of(maps.channels)
-        step |= {Field.HEIGHT: height, Field.WIDTH: width, Field.ROWS: -(-height // 2), Field.PARTS: blocks}
+        step |= {Field.HEIGHT: height, Field.WIDTH: width, Field.ROWS: -(-height // 2)}
+        step |= {Field.PARTS: blocks, Field.PART_BLOCKS: 1}
         step[Field.CHUNKS] = 2 * blocks if height > 1 else blocks
         return pooled, tap
 
