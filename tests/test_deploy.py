@@ -236,13 +236,16 @@ def test_size_and_classes_stay_with_a_packed_file(tmp_path, capsys, fails):
         assert "classes" in fails(cifar_eval.main, "--checkpoint", tmp_path / name, "--dataset", "digits")[1]
 
 
-def test_an_imagenet_network_is_verified_at_its_own_size(tmp_path, capsys):
+def test_an_imagenet_network_is_verified_at_its_own_size(tmp_path, capsys, fails):
     network = {**IMAGENET, "variant": "d", "num_classes": 3}
     payload = {"network": network, "model": networks.random_network(network, (64, 64)).state_dict()}
     checkpoint.save(tmp_path / "last.pt", {**payload, "data": {"classes": ["a", "b", "c"], "image_size": 64}})
     run(capsys, "pack", "--checkpoint", tmp_path / "last.pt", "--output", tmp_path / "net.packed")
     assert read_packed(tmp_path / "net.packed").image_size == (64, 64)
     assert run(capsys, "verify", "--checkpoint", tmp_path / "last.pt", "--images", 2)["passed"]
+    for name in ("last.pt", "net.packed"):
+        status, line = fails(deploy.main, "bench", "--checkpoint", tmp_path / name, "--image-size", 16)
+        assert (status, "does not run on images (16, 16)" in line) == (1, True)
 
 
 def test_warm_compiles_what_inference_needs(capsys, monkeypatch):

@@ -131,6 +131,14 @@ def test_sizes_that_alternate_are_lowered_once_each(monkeypatch):
 
 
 @torch.no_grad()
+def test_images_that_are_too_small_are_refused():
+    packed = pack_network(random_network({**IMAGENET, "variant": "c"}))
+    for side in (1, 16):
+        with pytest.raises(ValueError, match="too small"):
+            packed(torch.randn(1, 3, side, side))
+
+
+@torch.no_grad()
 def test_images_that_are_none_are_refused():
     packed = pack_network(random_network(RESNET20))
     with pytest.raises(ValueError, match="float32"):

@@ -85,6 +85,8 @@ class Program:
         return step
 
     def _chunks(self, step, height, width, blocks):
+        if min(height, width) < 1:
+            raise ValueError(f"the images are too small: a layer would give maps of {height}x{width}")
         rows, part = -(-height // _ROWS_APART), blocks
         if height <= _ROWS_APART:
             rows, part = height, GROUP if step[Field.KIND] == Kind.LOOKUP else _CHANNELS_APART

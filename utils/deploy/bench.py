@@ -3,7 +3,7 @@
 import torch
 
 from utils.checkpoint.packed import is_packed, packed_content
-from utils.command import available_cpus, cpu_name
+from utils.command import answering, available_cpus, cpu_name
 from utils.deploy import latency
 from utils.deploy.networks import (
     float_size,
@@ -21,7 +21,8 @@ def bench(args):
     """Measure, print and return the figures of the network that the flags name."""
     if args.checkpoint and is_packed(args.checkpoint):
         contents = packed_contents(args)
-        model = random_network(contents.network, contents.image_size)  # time does not depend on the weights
+        with answering(f"the network does not run on images {contents.image_size}"):
+            model = random_network(contents.network, contents.image_size)  # time does not depend on the weights
     else:
         model, contents = named_network(args)
     packed = packed_network(model)
@@ -29,7 +30,7 @@ def bench(args):
         use_fast(packed, contents.image_size)
     count = args.threads or available_cpus()
     images = random_images(contents.image_size, args.batch_size)
-    with latency.threads(count):
+    with latency.threads(count), answering(f"the network does not run on images {contents.image_size}"):
         result = {
             "end_to_end": latency.end_to_end(packed, model, images, args.repeats, args.compile),
             "layers": latency.layers(packed, images, args.repeats),
