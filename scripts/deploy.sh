@@ -23,14 +23,15 @@ verify() { # verify NAME FLAGS: random weights, statistics and images
     keep "verify-$1"
 }
 
+# First, so that a wrong flag is found before anything is written.
+for count in $threads; do
+    python -m utils.bench deploy --dataset imagenet --variant c --threads "$count" --json "$@" | tee "$measured"
+    keep "threads-$count"
+done
 for variant in a b c d; do
     verify "imagenet-$variant" --dataset imagenet --arch resnet18 --variant "$variant"
 done
 for arch in resnet18 resnet20 vgg_small; do
     verify "cifar-$arch" --dataset cifar10 --arch "$arch" --recovery cirec
-done
-for count in $threads; do
-    python -m utils.bench deploy --dataset imagenet --variant c --threads "$count" --json "$@" | tee "$measured"
-    keep "threads-$count"
 done
 if [ "$out" -ef results/deploy ]; then python -m utils.refresh results/deploy.md; fi
