@@ -130,7 +130,7 @@ def describe_network(
 def _check_names(family, **names):
     known = {
         "arch": ARCHS[family],
-        "method": tuple(METHODS),
+        "method": tuple(name for name, method in METHODS.items() if family in method.conv),
         "structure": (None, *STRUCTURES),
         "activation": (None, *ACTIVATIONS),
         "variant": (None, *VARIANTS) if family == IMAGENET else (None,),

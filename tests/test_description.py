@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models import ARCHS, CIFAR, IMAGENET, METHODS, build_model, describe_network
+from models.methods import Method
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,12 @@ def test_arguments_of_checkpoints_written_with_open_ones_still_build():
     network = {"arch": "resnet20", "dataset": "digits", "method": "irnet", **dict.fromkeys(names), "image_size": 32}
     with torch.device("meta"):
         assert str(build_model(**network)) == str(build_model("resnet20", method="irnet"))
+
+
+def test_a_method_of_one_family_is_refused_in_the_other(monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", Method(conv={CIFAR: {}}, network={CIFAR: {"act": "hardtanh"}}))
+    assert describe_network("resnet20", method="mine").activation == "hardtanh"
+    with pytest.raises(ValueError, match="no method 'mine' for imagenet networks; known: bireal"):
+        describe_network("resnet18", IMAGENET, "mine")
+    with pytest.raises(ValueError, match=r'network=\{"imagenet": \{"act": NAME\}\}'):
+        Method(conv={CIFAR: {}, IMAGENET: {}}, network={CIFAR: {"act": "hardtanh"}})

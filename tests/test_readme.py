@@ -1,19 +1,24 @@
 """What the README says: its examples run, its links and scripts exist, its table of methods is whole."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from models import METHODS, build_model
+from models import CIFAR, IMAGENET, METHODS, build_model
+from models.inference import pack_network
 from modules.conv import BinaryConv2d
 from modules.progress import set_progress
+from utils.complexity import count
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "results").glob("*.md"))]
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "models" / "README.md", *sorted((ROOT / "results").glob("*.md"))]
+EXAMPLES, OTHER_EXAMPLES = (
+    re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL) for page in PAGES[:2]
+)
 GENERATED = re.compile(r"<!-- python -m .*?<!-- end -->", re.DOTALL)
 
 
@@ -34,7 +39,7 @@ def test_it_can_be_read_in_one_sitting():
     assert max(len(line) for line in GENERATED.sub("", README).splitlines()) <= 120
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_relative_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if target.startswith("http"):
@@ -47,8 +52,10 @@ def test_relative_links_lead_somewhere(page):
             assert fragment in map(anchor, headings), target
 
 
-def test_scripts_and_tests_that_it_names_exist():
-    names = re.findall(r"\b(?:scripts|tests)/\w+\.(?:sh|py)", README)
+def test_files_that_the_pages_name_exist():
+    names = re.findall(
+        r"\b(?:scripts|tests|models|modules|utils)/[\w/]+\.(?:sh|py)", "".join(map(Path.read_text, PAGES))
+    )
     assert len(names) > 5
     assert [name for name in names if not (ROOT / name).exists()] == []
 
@@ -84,3 +91,24 @@ def test_the_method_in_20_lines_is_adabin(monkeypatch):
         gradients.append([logits, *(parameter.grad for parameter in model.parameters())])
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
     assert any(isinstance(module, BinaryConv2d) and module.weight_transform for module in mine.modules())
+
+
+def test_a_trained_network_tells_what_an_image_shows(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = run(OTHER_EXAMPLES[0])
+    assert names["name"] in [str(digit) for digit in range(10)]
+    assert names["scores"].sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("arch", "family"), [("resnet20", CIFAR), ("vgg_small", CIFAR), ("resnet18", IMAGENET)])
+def test_the_method_in_20_lines_has_networks_that_are_counted_and_pack(monkeypatch, arch, family):
+    monkeypatch.setitem(METHODS, "mine", None)
+    run(EXAMPLES[1])
+    size = 64 if family == IMAGENET else 32
+    torch.manual_seed(0)
+    mine, theirs = (build_model(arch, family, method, recovery="cirec").eval() for method in ("mine", "adabin"))
+    theirs.load_state_dict(mine.state_dict())
+    assert replace(count(mine, size), layers=()) == replace(count(theirs, size), layers=())
+    images = torch.randn(2, 3, size, size)
+    logits = pack_network(theirs)(images)
+    torch.testing.assert_close(pack_network(mine)(images), logits, rtol=1e-4, atol=1e-4 * logits.abs().max().item())

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from utils.command import RunError, UsageError, height_width
-from utils.complexity.rules import HANDLERS, PRICES
+from utils.complexity.rules import PRICES, handlers_of
 
 
 @dataclass(frozen=True)
@@ -81,24 +81,25 @@ def count(model, input_size, rule="paper"):
 
     # thop changes modes, and leaves hooks and buffers behind where a pass fails. A copy without data takes them all.
     twin = copy.deepcopy(model).to("meta")
-    _check_handlers(twin)
+    _check_shared(twin)
+    handlers = handlers_of(twin)
     amounts, outputs = Counter(), {}
 
     def record(module, inputs, output):
-        if amount := HANDLERS[type(module)][1](module, inputs, output):
+        if amount := handlers[module][1](module, inputs, output):
             amounts[module] += amount
             outputs[module] = tuple(output.shape[1:])
 
     dtype = next((p.dtype for p in twin.parameters()), None)
-    handlers = dict.fromkeys(map(type, twin.modules()), record)
     try:
         images = torch.empty(1, 3, *height_width(input_size), dtype=dtype, device="meta")
         with torch.device("cpu"):  # where thop's own counters live
-            profile(twin, (images,), custom_ops=handlers, verbose=False)
+            profile(twin, (images,), custom_ops=dict.fromkeys(map(type, handlers), record), verbose=False)
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"the network does not run on images {tuple(images.shape[1:])}: {error}") from None
 
-    layers = [_layer(name, m, amounts[m], outputs.get(m, ()), PRICES[rule]) for name, m in twin.named_modules()]
+    prices = {module: PRICES[rule].get(kind, 0) for module, (kind, _) in handlers.items()}
+    layers = [_layer(name, m, amounts[m], outputs.get(m, ()), prices[m]) for name, m in twin.named_modules()]
     totals = {field: sum(getattr(x, field) for x in layers) for field in ("bops", "flops", "params", "params_1bit")}
     norms = [module for module in twin.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
     stored = totals["params"] + sum(norm.running_mean.numel() + norm.running_var.numel() for norm in norms)
@@ -125,28 +126,24 @@ def of_run(model, input_size):
     return f"operations: {counts}", {name: getattr(counts, name) for name in fields}
 
 
-def _check_handlers(model):
+def _check_shared(model):
     names = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        kind = type(module).__name__
-        if type(module) not in HANDLERS:
-            where = name or "the model itself"
-            raise RunError(f"{kind} ({where}) has no entry in HANDLERS of utils/complexity/rules.py")
         if module in names:
+            kind = type(module).__name__
             raise RunError(f"{names[module]} and {name} are one {kind}, which thop would count twice: make two")
         names[module] = name
 
 
-def _layer(name, module, amount, output, prices):
+def _layer(name, module, amount, output, price):
     bits = f"{getattr(module, 'weight_bits', 32)}/{getattr(module, 'activation_bits', 32)}"
-    kind, _ = HANDLERS[type(module)]
     return Layer(
         name=name,
         type=type(module).__name__,
         bits=bits,
         output=output,
         bops=amount if bits == "1/1" else 0,
-        flops=0 if bits == "1/1" else amount * prices.get(kind, 0),
+        flops=0 if bits == "1/1" else amount * price,
         params=sum(p.numel() for p in module.parameters(recurse=False)),
         params_1bit=module.weight.numel() if bits.startswith("1/") else 0,
     )

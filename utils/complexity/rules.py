@@ -18,7 +18,7 @@ from modules.activations import (
 from modules.binarize import EDE, AdaptiveSign, BiRealSTE, ClipSTE, IdentitySTE, TrainingAwareSTE
 from modules.conv import BinaryConv2d
 from modules.recovery import CIRec, IRec
-from modules.weights import ChannelDistribution, ChannelScale, LibraPB, RectifiedClamp, Rotation, SelfDistribution
+from utils.command import RunError
 
 MULTIPLY_ADD, NORM, ACTIVATION = "multiply-add", "BatchNorm output", "PReLU or Hardtanh output"
 HEAD_POOLING, FREE = "input element of the head's pooling", "free"
@@ -38,8 +38,8 @@ def _multiply_adds(module, inputs, output):
 
 def _binary_multiply_adds(module, inputs, output):
     """Weights signs * scale + offset are convolved by their signs, and by one filter of ones that all offsets share."""
-    filters = output.shape[1] + isinstance(module.weight_transform, ChannelDistribution)
-    return output[:, :1].numel() * filters * module.weight[0].numel()
+    has_offset = module.weight_bits == 1 and module.binary_weight()[2] is not None
+    return output[:, :1].numel() * (output.shape[1] + has_offset) * module.weight[0].numel()
 
 
 def _outputs(module, inputs, output):
@@ -63,17 +63,34 @@ FREE_MODULES = (
     (ImageStandardization, ImageScale, ShiftedImageScale),  # a mean and additions; no sign depends on the division
     (BiRealSTE, ClipSTE, EDE, IdentitySTE, TrainingAwareSTE),  # a comparison each
     (AdaptiveSign,),  # a comparison; its two values are one scale and one constant map, which fold into the BatchNorm
-    # Once, before inference; a scale folds into the BatchNorm that follows, an offset is one filter more.
-    (ChannelDistribution, ChannelScale, LibraPB, RectifiedClamp, Rotation, SelfDistribution),
 )
 
+FREE_HANDLER = (FREE, lambda *_: 0)
 HANDLERS = {
     **{cls: (MULTIPLY_ADD, _multiply_adds) for cls in (nn.Conv2d, nn.Linear)},
     BinaryConv2d: (MULTIPLY_ADD, _binary_multiply_adds),
     **{cls: (NORM, _outputs) for cls in (nn.BatchNorm1d, nn.BatchNorm2d)},
     **{cls: (ACTIVATION, _outputs) for cls in (nn.PReLU, PReLU, nn.Hardtanh, Maxout)},
     **{cls: (HEAD_POOLING, _pooled_inputs) for cls in (CIRec, IRec)},
-    **{cls: (FREE, lambda *_: 0) for group in FREE_MODULES for cls in group},
+    **{cls: FREE_HANDLER for group in FREE_MODULES for cls in group},
 }
 """{module class: (kind, function of (module, inputs, output) -> how many)}. A class stands for itself, not for its
 subclasses, and for its own arithmetic, not for its children's; one that is missing is an error, never a silent 0."""
+
+
+def handlers_of(model):
+    """{module: its entry of HANDLERS}, of all modules of `model`. What makes 1-bit weights is free, whatever its class:
+    it runs once, before inference; a scale folds into the BatchNorm that follows, an offset is one filter more.
+
+    Raises RunError for a module that HANDLERS does not know.
+    """
+    convs = [module for module in model.modules() if isinstance(module, BinaryConv2d)]
+    makers = [maker for conv in convs for maker in (conv.weight_transform, conv.weight_binarizer) if maker is not None]
+    handlers = {part: FREE_HANDLER for maker in makers for part in maker.modules()}
+    for name, module in model.named_modules():
+        kind = type(module)
+        if module not in handlers and kind not in HANDLERS:
+            where = name or "the model itself"
+            raise RunError(f"{kind.__name__} ({where}) has no entry in HANDLERS of utils/complexity/rules.py")
+        handlers.setdefault(module, HANDLERS.get(kind))
+    return handlers
