@@ -26,7 +26,7 @@ def test_seeds_are_averaged_and_schedules_kept_apart(runs, capsys):
         "| ResNet-20 | IR²Net (IRes + CIRec) | 87.2 | 98.00 (1) | (paper -3.6) |",
         "| ResNet-20 | IR²Net (IRes + CIRec) | 87.2 | 96.00 ± 1.00 (3) | -3.00 (paper -3.6) |",
     ]
-    assert "python -m cifar.train --dataset digits" in out
+    assert f"python -m cifar.train --dataset digits --seed 0 --output-dir {runs}/ir2net/seed0" in out
     assert "# ResNet-20, IR²Net (IRes + CIRec): best epoch 97.00 %, 12 s on 'cpu'" in out
 
 
@@ -49,6 +49,9 @@ def test_other_data_never_stand_beside_the_papers_figures(runs, capsys):
     assert "digits, not the paper's data: 360 test images, 5 epochs." in out
     assert "| ResNet-20 | Baseline | 90.00 (1) | -9.50 |" in out
     assert "85.2" not in "".join(out)
+    assert "paper:" not in out[-1]
+    assert "The gap is" in out[-1]
+    assert "The gap is" not in "".join(lines(capsys, "fig7", "--runs", runs, "--data", "digits"))
     assert "| ResNet-20 | Baseline | 85.2 | not run | (paper -5.6) |" in lines(
         capsys, 1, "--runs", runs, "--data", "copy"
     )

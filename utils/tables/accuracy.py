@@ -1,6 +1,5 @@
 """A paper's table of accuracies beside those of our runs: network, method, paper, ours, gap to full precision."""
 
-import shlex
 import statistics
 
 from models import family_of
@@ -10,11 +9,9 @@ from utils.tables.paper import TABLES
 from utils.tables.results import by_images, identity, mean_top1, of_data, seeds_of
 
 HEADER = ("network", "method", "paper", "ours", "gap to full precision")
-NOTE = (
-    "Top-1 accuracy in % (paper: / top-5 where it is given); ours: after the last epoch, mean ± standard deviation "
-    "(number of seeds). The gap is the difference from the row FP, on the same images for as many epochs."
-)
-OWN_DATA = "An accuracy on other images, or after fewer epochs, is not the paper's experiment: compare the gaps."
+OURS = "Top-1 accuracy in %{}; ours: after the last epoch, mean ± standard deviation (number of seeds)."
+GAP = "The gap is the difference from the row FP, on the same images for as many epochs."
+OWN_DATA = "An accuracy on other images, or after fewer epochs, is not the paper's experiment."
 
 
 def _is_papers(result, family):
@@ -79,7 +76,7 @@ class _Images:
                 seconds = statistics.mean(r.summary["seconds"] for r in runs)
                 device = str(runs[0].summary["versions"].get("device"))
                 yield f"# {cell.backbone}, {cell.method}: best epoch {best:.2f} %, {seconds:.0f} s on {device!a}"
-                yield _command(runs[0])
+                yield runs[0].args.get("command", "")
 
 
 def differing(schedule, schedules):
@@ -88,21 +85,6 @@ def differing(schedule, schedules):
         return ""
     shared = set.intersection(*(set(other[3:]) for other in schedules))
     return "".join(f", {name} {value}" for name, value in schedule[3:] if (name, value) not in shared)
-
-
-def _command(result):
-    """The command of a run without what differs between seeds and machines."""
-    words, skip = [], False
-    own = ("--output-dir", "--data-dir", "--seed")
-    try:
-        given = shlex.split(result.args.get("command", ""))
-    except ValueError:  # an open quotation: not what our trainer writes
-        given = []
-    for word in given:
-        if not skip and not word.startswith(own):
-            words.append(word)
-        skip = word in own
-    return shlex.join(words)
 
 
 def scored_on(results):
@@ -116,6 +98,17 @@ def heading(results):
     return f"{scored_on(results)}, {results[0].summary['epochs']} epochs." if results else "No runs yet."
 
 
+def _note(tables):
+    """What the columns of the `_Images` mean, those that they have."""
+    cells = [cell for table in tables for cell in table.cells]
+    sentences = [OURS.format(" (paper: / top-5 where it is given)" if any(cell.top5 for cell in cells) else "")]
+    if any(table.with_gap for table in tables):
+        sentences.append(GAP)
+    if any(table.with_paper and cell.family == CIFAR for table in tables for cell in table.cells):
+        sentences.append(OWN_DATA)
+    return " ".join(sentences)
+
+
 def accuracy_table(table, results, data=None, commands=False, brief=False):
     """Markdown of a table of the paper: one per set of images and number of epochs, and of CIFAR and ImageNet cells.
 
@@ -124,7 +117,7 @@ def accuracy_table(table, results, data=None, commands=False, brief=False):
     commands: what was run, below. brief: only cells with runs, without the table's title and note.
     """
     title, cells = TABLES[table]
-    lines, left_out = [], set()
+    lines, left_out, tables = [], set(), []
     for family in (CIFAR, IMAGENET):
         own = [cell for cell in cells if cell.family == family]
         if not own:
@@ -138,12 +131,13 @@ def accuracy_table(table, results, data=None, commands=False, brief=False):
         for group in by_images(runs) or [[]]:
             with_paper = all(_is_papers(r, family) for r in group)
             images = _Images(own, group, with_paper, brief)
+            tables.append(images)
             lines += ["", heading(group), "", *images.markdown()]
             if commands and group:
                 lines += ["", "```", *images.commands(), "```"]
     if brief:
         return "\n".join(lines[1:])
-    lines = [f"### {title}", *lines, "", NOTE + (f" {OWN_DATA}" if CIFAR in {cell.family for cell in cells} else "")]
+    lines = [f"### {title}", *lines, "", _note(tables)]
     if left_out:
         names = ", ".join(f"`--data {name}`" for name in sorted(left_out))
         lines += ["", f"Runs on other data are left out: {names} shows them."]
