@@ -11,7 +11,8 @@ from utils.training.metrics import evaluate
 def build_parser():
     parser = Parser(prog="cifar.eval", description=__doc__)
     evaluation.add_flags(parser)
-    parser.add_argument("--dataset", choices=data.DATASETS, default="cifar10")
+    own = "default: what the network was trained on, where its file says so, else cifar10"
+    parser.add_argument("--dataset", choices=data.DATASETS, help=own)
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
     parser.add_argument("--download", action="store_true", help="fetch CIFAR into --data-dir if it is not there")
     parser.add_argument("--image-size", type=image_size, metavar="N|HxW", help="resize a folder's images")
@@ -25,19 +26,20 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     model, precision, contents = evaluation.open_checkpoint(args)
     evaluation.check_family(contents, CIFAR)
-    size = args.image_size or (contents.image_size if args.dataset == "folder" else None)
+    dataset = args.dataset or contents.data.get("dataset", "cifar10")
+    size = args.image_size or (contents.image_size if dataset == "folder" else None)
     progress = not args.no_progress
     (test,) = data.load(
-        args.dataset, args.data_dir, args.download, size, progress, splits=("test",), skip_corrupt=args.skip_corrupt
+        dataset, args.data_dir, args.download, size, progress, splits=("test",), skip_corrupt=args.skip_corrupt
     )
     evaluation.check_classes(contents, test.classes)
     dtype = evaluation.print_summary(contents, model, tuple(test.images.shape[2:]))
     batches = data.evaluation_batches(test, args.batch_size, precision.device, dtype)
-    with answering(f"{args.checkpoint} does not fit {args.dataset}'s images or classes"):
+    with answering(f"{args.checkpoint} does not fit {dataset}'s images or classes"):
         result = evaluate(model, batches, len(test), cross_entropy, precision, progress=progress)
     line = (
         f"top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %, "
-        f"loss {result['loss']:.4f} over all {result['images']} test images of {args.dataset}"
+        f"loss {result['loss']:.4f} over all {result['images']} test images of {dataset}"
         + (f" that can be read ({test.skipped} skipped)" if test.skipped else "")
     )
     evaluation.print_result(args, result, line)

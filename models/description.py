@@ -70,6 +70,12 @@ class NetworkDescription:
         """Which convolutions a shortcut goes around, a name in STRUCTURES; None where there are no shortcuts."""
         return dict(self.backbone).get("structure")
 
+    def differences(self, other):
+        """{name: (this one's, the other's)} of what sets two networks apart, the backbone's options by their names."""
+        own, others = ({**vars(each), **dict(each.backbone)} for each in (self, other))
+        names = sorted((own.keys() | others.keys()) - {"backbone"})
+        return {name: (own.get(name), others.get(name)) for name in names if own.get(name) != others.get(name)}
+
 
 def family_of(dataset):
     """The family of networks, "cifar" (32x32 images) or "imagenet", that a data set belongs to."""

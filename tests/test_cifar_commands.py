@@ -83,6 +83,8 @@ def test_eval_agrees_with_training(finished, tiny_folder, capsys):
     last = rows(finished)[-1]
     assert result["top1"] == float(last["test_top1"])
     assert result["loss"] == pytest.approx(float(last["test_loss"]), rel=1e-5)
+    cifar_eval.main(["--checkpoint", str(finished / "last.pt"), "--data-dir", str(tiny_folder), "--no-progress"])
+    assert "all 10 test images of folder" in capsys.readouterr().out
 
 
 def test_load_model_rebuilds_the_network(finished):

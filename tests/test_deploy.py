@@ -192,7 +192,16 @@ def test_pack_and_verify(saved, tmp_path, capsys, fails):
     assert found["images"] == found["labelled"] == found["same_top1"] == 360
     assert found["top1_float"] == found["top1_packed"]
     assert found["convs"] == 18
-    assert run(capsys, "verify", "--checkpoint", saved, "--half", "--images", "4")["passed"]
+    verify = ("verify", "--checkpoint", saved, "--images", 4)
+    assert run(capsys, *verify, "--half")["passed"]
+    assert "packed without --half" in fails(deploy.main, *verify, "--packed", output, "--half")[1]
+    halved, other = tmp_path / "half.packed", tmp_path / "other.packed"
+    run(capsys, "pack", "--checkpoint", saved, "--output", halved, "--half")
+    assert run(capsys, *verify, "--packed", halved)["passed"]
+    other_network = {**RESNET20, "num_classes": 3, "structure": "normal"}
+    write_packed(other, random_network(other_network), other_network)
+    different = "it has num_classes 3 instead of 10, structure normal instead of bireal"
+    assert different in fails(deploy.main, *verify, "--packed", other)[1]
     assert fails(deploy.main, "pack", "--checkpoint", saved, "--output", output)[0] == 2
     assert "would be lost" in fails(deploy.main, "pack", "--checkpoint", saved, "--output", saved, "--force")[1]
     assert "random ones" in fails(deploy.main, "verify", "--checkpoint", saved, "--images", 4, "--dataset", "digits")[1]

@@ -11,7 +11,8 @@ from cifar import eval as cifar_eval
 from models import build_model
 from models.inference import pack_network
 from utils import checkpoint
-from utils.checkpoint.packed import is_packed, packed_content, read_packed, write_packed
+from utils.checkpoint.files import is_packed
+from utils.checkpoint.packed import packed_content, read_packed, write_packed
 from utils.command import RunError
 from utils.deploy.verify import round_to_half
 

@@ -16,7 +16,8 @@ import torch
 
 from utils.bench.rivals import RIVALS, written
 from utils.checkpoint import load_model
-from utils.checkpoint.packed import is_packed, write_packed
+from utils.checkpoint.files import is_packed
+from utils.checkpoint.packed import write_packed
 from utils.command import RunError
 from utils.deploy.networks import named_network, packed_contents, random_images, use_fast
 

@@ -27,6 +27,15 @@ def has_checksums(path):
         return file.read(2) == b"PK"
 
 
+def is_packed(path):
+    """Whether the file looks like a packed network, or like any safetensors file; False if there is none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(9)[8:] == b"{"
+    except OSError:
+        return False
+
+
 def read(path):
     """What a file written by torch.save holds, on the CPU; weights only, so no code in a pickle ever runs.
 
@@ -40,6 +49,9 @@ def read(path):
         raise RunError(f"{path} is a {'directory' if path.is_dir() else 'device'}, not a checkpoint")
     if path.stat().st_size == 0:
         raise RunError(f"{path} is empty (0 bytes)")
+    if is_packed(path):
+        hint = "give the checkpoint that it was made from; python -m utils.released inspect tells what it is"
+        raise RunError(f"{path} is packed, or another safetensors file: {hint}")
     try:
         if has_checksums(path):
             with zipfile.ZipFile(path) as file:

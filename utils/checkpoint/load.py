@@ -6,7 +6,7 @@ from utils.checkpoint.network import build_network, check_bits
 
 def read_contents(path, weight_bits=None, activation_bits=None, structure=None):
     """The Contents of a checkpoint of ours, packed or not, or of a release; the other arguments as in `load_model`."""
-    if packed.is_packed(path):
+    if files.is_packed(path):
         contents = packed.read_packed(path)
     else:
         payload = files.read(path)

@@ -135,6 +135,12 @@ def network_text(network):
     return f"{' '.join(given)}, {bits_text(network)}"
 
 
+def differences_text(differences):
+    """What `NetworkDescription.differences` gives, in words: "groups 8 instead of depthwise"."""
+    shown = [(name, *("none" if value is None else value for value in pair)) for name, pair in differences.items()]
+    return ", ".join(f"{name} {own} instead of {other}" for name, own, other in shown)
+
+
 def check_bits(contents, weight_bits, activation_bits, structure=None):
     """Raise RunError if the bits or the structure that were given are not those of the file's network."""
     for name, given in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):

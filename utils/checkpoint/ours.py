@@ -2,7 +2,6 @@
 
 from utils.checkpoint.files import read, write
 from utils.checkpoint.network import Contents, build_network, check_data
-from utils.checkpoint.packed import is_packed
 from utils.command import RunError
 
 FORMAT = "ir2net"
@@ -29,8 +28,6 @@ def check_version(payload, path):
 
 def read_ours(path):
     """`read`, or RunError if the file is not a checkpoint of ours."""
-    if is_packed(path):
-        raise RunError(f"{path} is packed; python -m utils.released inspect tells what it is")
     payload = read(path)
     if not is_ours(payload):
         raise RunError(f"{path} is not a checkpoint of ours; python -m utils.released inspect tells what it is")

@@ -71,15 +71,6 @@ def write_packed(path, model, network, data=None, half=False):
         temporary.write_bytes(content)
 
 
-def is_packed(path):
-    """Whether the file looks like a packed network, or like any safetensors file; False if there is none."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(9)[8:] == b"{"
-    except OSError:
-        return False
-
-
 def _metadata(content, path):
     """The metadata of a safetensors file; RunError unless they are a packed network's, of a version that is known."""
     length = int.from_bytes(content[:8], "little")

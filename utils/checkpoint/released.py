@@ -13,7 +13,7 @@ from models import build_model
 from utils.checkpoint import files, ours
 from utils.checkpoint.layouts import CLASSES, COUNTER, RELEASES
 from utils.checkpoint.network import Contents, dtype_of, few, network_text
-from utils.checkpoint.packed import build_packed, is_packed, read_packed
+from utils.checkpoint.packed import build_packed, read_packed
 from utils.command import RunError, UsageError
 
 CHOICES = ("weight_bits", "activation_bits", "structure")
@@ -249,7 +249,7 @@ def inspect(path):
     network that the file may hold, and several mean that "choices" must be given.
     Raises RunError if it is neither a checkpoint of ours, packed or not, nor of a known release.
     """
-    if is_packed(path):
+    if files.is_packed(path):
         contents = read_packed(path)
         model = build_packed(contents.network, contents.state, path)
         networks = [{"layout": None, "title": network_text(contents.network), **contents.network}]

@@ -2,7 +2,8 @@
 
 import torch
 
-from utils.checkpoint.packed import is_packed, packed_content
+from utils.checkpoint.files import is_packed
+from utils.checkpoint.packed import packed_content
 from utils.command import answering, available_cpus, cpu_name
 from utils.deploy import latency
 from utils.deploy.networks import (

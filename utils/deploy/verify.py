@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 
 from cifar.data import Batches, load
+from models import describe_network
 from models.inference import binary_convs
 from modules.inference.values import ValuesConv2d
 from utils.checkpoint import open_model
-from utils.checkpoint.network import few
+from utils.checkpoint.network import differences_text, few
 from utils.checkpoint.packed import is_half
 from utils.command import RunError, UsageError, answering
 from utils.deploy.networks import named_network, packed_network, random_images, use_fast
@@ -180,20 +181,29 @@ def verify_fast(packed, size, batches):
     return found
 
 
-def packed_file(path):
-    """The network of a packed file. Raises RunError for any other file."""
+def packed_file(path, network):
+    """(network of a packed file, whether it has weights in float16).
+
+    network: build_model's arguments that it must have. Raises RunError for any other file, or another network.
+    """
     packed, contents = open_model(path)
     if not contents.packed:
         raise RunError(f"{path} is not packed: python -m utils.deploy pack writes such a file")
-    return packed
+    differences = describe_network(**contents.network).differences(describe_network(**network))
+    if differences:
+        raise RunError(f"{path} is of another network: it has {differences_text(differences)}")
+    return packed, any(tensor.dtype == torch.float16 for tensor in contents.state.values())
 
 
 def verify(args):
     """Compare the packed network with the training graph; raises RunError if they are not the same."""
     model, contents = named_network(args)
-    if args.half:
+    packed, half = packed_file(args.packed, contents.network) if args.packed else (None, args.half)
+    if args.half and not half:
+        raise UsageError(f"{args.packed} was packed without --half: leave it out")
+    if half:
         round_to_half(model)
-    packed = packed_file(args.packed) if args.packed else packed_network(model)
+    packed = packed or packed_network(model)
     with answering("the two networks or the images do not fit together"):
         if args.fast:
             return verify_fast(packed, contents.image_size, images_for(args, contents, model))

@@ -5,7 +5,7 @@ from pathlib import Path
 from models import describe_network
 from modules.conv import start_transforms
 from utils import checkpoint
-from utils.checkpoint.network import few
+from utils.checkpoint.network import differences_text, few
 from utils.command import UsageError
 
 CLASSIFIER = ("fc.weight", "fc.bias")
@@ -24,12 +24,11 @@ def start_from(model, network, path, new_classes=False):
     contents = checkpoint.read_contents(path)
     if contents.packed:
         raise UsageError(f"{path} is packed: its real weights are gone, and training needs them")
-    wanted, found = (vars(describe_network(**each)) for each in (network, contents.network))
-    free = {"num_classes"} if new_classes else set()
-    different = [name for name in wanted.keys() - free if found[name] != wanted[name]]
-    if different:
-        texts = [f"{name} {found[name]} instead of {wanted[name]}" for name in sorted(different)]
-        raise UsageError(f"{path} is not of this network: it has {', '.join(texts)}")
+    differences = describe_network(**contents.network).differences(describe_network(**network))
+    if new_classes:
+        differences.pop("num_classes", None)
+    if differences:
+        raise UsageError(f"{path} is not of this network: it has {differences_text(differences)}")
     own, state = model.state_dict(), dict(contents.state)
     line = f"starting from {path}"
     new = [name for name in own if "weight_transform." in name and name not in state]
