@@ -51,6 +51,8 @@ def load(
     cannot be read. Raises UsageError for missing data, and for options that do not go with them; RunError for images
     that cannot be used, or more than memory holds.
     """
+    if dataset not in DATASETS:
+        raise UsageError(f"no data set {dataset!r}: give --dataset, one of {', '.join(DATASETS)}")
     if image_size and dataset != "folder" and height_width(image_size) != (32, 32):
         raise UsageError(f"--image-size goes with --dataset folder: images of {dataset} are 32x32")
     if download and not dataset.startswith("cifar"):

@@ -11,8 +11,7 @@ from utils.training.metrics import evaluate
 def build_parser():
     parser = Parser(prog="cifar.eval", description=__doc__)
     evaluation.add_flags(parser)
-    own = "default: what the network was trained on, where its file says so, else cifar10"
-    parser.add_argument("--dataset", choices=data.DATASETS, help=own)
+    parser.add_argument("--dataset", choices=data.DATASETS, help="default: the network's own; of a release, cifar10")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
     parser.add_argument("--download", action="store_true", help="fetch CIFAR into --data-dir if it is not there")
     parser.add_argument("--image-size", type=image_size, metavar="N|HxW", help="resize a folder's images")
@@ -26,7 +25,7 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     model, precision, contents = evaluation.open_checkpoint(args)
     evaluation.check_family(contents, CIFAR)
-    dataset = args.dataset or contents.data.get("dataset", "cifar10")
+    dataset = args.dataset or contents.dataset
     size = args.image_size or (contents.image_size if dataset == "folder" else None)
     progress = not args.no_progress
     (test,) = data.load(

@@ -71,7 +71,7 @@ def build_parser():
     sub = commands.add_parser("average", help="average weights, and estimate BatchNorm's statistics anew")
     sub.add_argument("out")
     sub.add_argument("paths", nargs="+", metavar="path")
-    sub.add_argument("--dataset", choices=data.DATASETS, default="cifar10")
+    sub.add_argument("--dataset", choices=data.DATASETS, help="default: the first network's own")
     sub.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
     sub.add_argument("--image-size", type=image_size, metavar="SIZE", help="resize a folder's images: N or HxW")
     sub.add_argument("--batch-size", type=positive_int, default=128)
@@ -86,14 +86,15 @@ def average_on_training_images(args):
     device = choose_device(args.device)
     first = read_contents(args.paths[0])
     if first.family != CIFAR:
-        raise RunError(f"{first.path} holds a network for ImageNet, and {args.dataset} has small images")
-    size = args.image_size or (first.image_size if args.dataset == "folder" else None)
-    (train,) = data.load(args.dataset, args.data_dir, image_size=size, splits=("train",))
+        raise RunError(f"{first.path} holds a network for ImageNet: only networks for small images are averaged")
+    dataset = args.dataset or first.dataset
+    size = args.image_size or (first.image_size if dataset == "folder" else None)
+    (train,) = data.load(dataset, args.data_dir, image_size=size, splits=("train",))
     classes = first.network.get("num_classes") or 10
     if classes != len(train.classes):
-        raise RunError(f"{first.path} has {classes} classes, {args.dataset} has {len(train.classes)}")
+        raise RunError(f"{first.path} has {classes} classes, {dataset} has {len(train.classes)}")
     batches = data.Batches(train, args.batch_size, device, train=True, seed=args.seed, dtype=dtype_of(first.state))
-    with answering(f"{first.path} does not fit {args.dataset}'s images"):
+    with answering(f"{first.path} does not fit {dataset}'s images"):
         averaged = average(args.paths, batches.epoch(0), device)
     return {**averaged, "data": {**averaged.get("data", {}), "image_size": list(batches.size)}}
 
@@ -120,7 +121,7 @@ def main(argv=None):
         print(f"{out}: {before / 1e6:.2f} MB -> {out.stat().st_size / 1e6:.2f} MB")
         return
     save(out, average_on_training_images(args))
-    print(f"{out}: the mean of {len(args.paths)} checkpoints, BatchNorm on {args.dataset}'s training images")
+    print(f"{out}: the mean of {len(args.paths)} checkpoints, BatchNorm on training images")
 
 
 if __name__ == "__main__":

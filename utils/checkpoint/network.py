@@ -32,7 +32,13 @@ class Contents:
     @property
     def family(self):
         """ "cifar" or "imagenet"."""
-        return family_of(self.network.get("dataset") or "cifar10")
+        return family_of(self.dataset)
+
+    @property
+    def dataset(self):
+        """The data set that the network was trained on; of a release, and where the file does not say, "cifar10" or
+        "imagenet"."""
+        return self.network.get("dataset") or "cifar10"
 
     @property
     def image_size(self):
