@@ -99,7 +99,8 @@ def _load_cifar(dataset, data_dir, download, splits):
         except RuntimeError as error:
             if download:
                 raise UsageError(f"cannot get {dataset} into {data_dir}: {error}") from None
-            raise UsageError(f"no {dataset} in {data_dir}: add --download, or give another --data-dir") from None
+            hint = "give another --data-dir, or let cifar.train or cifar.eval fetch it, with --download"
+            raise UsageError(f"no {dataset} in {data_dir}: {hint}") from None
         except OSError as error:
             raise UsageError(f"cannot get {dataset} into {data_dir}: {error}") from None
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()

@@ -54,10 +54,11 @@ def pictures_of(args):
     """[(title, function of a size, which gives the image as `read_image` does)] of the flags."""
     pictures = [(Path(file).stem, partial(read_image, file)) for file in args.images]
     if args.pick:
-        size = args.image_size if args.dataset == "folder" else None
-        (test,) = data.load(args.dataset, args.data_dir, image_size=size, splits=("test",))
+        dataset = args.dataset or "digits"
+        size = args.image_size if dataset == "folder" else None
+        (test,) = data.load(dataset, args.data_dir, image_size=size, splits=("test",))
         if max(args.pick) >= len(test):
-            raise UsageError(f"--pick {max(args.pick)}: {args.dataset} has {len(test)} test images")
+            raise UsageError(f"--pick {max(args.pick)}: {dataset} has {len(test)} test images")
 
         def picked(index, size):
             image = test.images[index].float() / 255
@@ -135,7 +136,7 @@ def build_parser():
     parser.add_argument("--images", nargs="+", metavar="FILE", default=[])
     parser.add_argument("--image-size", type=image_size, metavar="SIZE", help="N or HxW; default: each network's own")
     parser.add_argument("--overview", action="store_true", help="a row per image: the networks' last maps side by side")
-    parser.add_argument("--dataset", choices=data.DATASETS, default="digits", help="whose test images --pick takes")
+    parser.add_argument("--dataset", choices=data.DATASETS, help="whose test images --pick takes; default: digits")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
     parser.add_argument("--pick", nargs="+", type=non_negative_int, metavar="N", default=[], help="test images to draw")
     parser.add_argument("--output", metavar="PNG", default="attention.png")
@@ -150,7 +151,7 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     if not args.checkpoint or not (args.images or args.pick):
         raise UsageError("--checkpoint PATH ... and --images FILE ..., or --pick N ..., are needed")
-    if not args.pick and (args.data_dir or args.dataset != "digits"):
+    if not args.pick and (args.data_dir or args.dataset):
         raise UsageError("--dataset and --data-dir go with --pick N ...")
     output = output_path(args.output, force=True)
     if output.suffix not in (".png", ".pdf", ".svg"):
