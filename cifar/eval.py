@@ -2,7 +2,7 @@
 
 from cifar import data
 from models import CIFAR
-from utils.command import Parser, answering, command, image_size, positive_int
+from utils.command import Parser, UsageError, answering, command, image_size, positive_int
 from utils.training import evaluation
 from utils.training.losses import cross_entropy
 from utils.training.metrics import evaluate
@@ -28,9 +28,12 @@ def main(argv=None):
     dataset = args.dataset or contents.dataset
     size = args.image_size or (contents.image_size if dataset == "folder" else None)
     progress = not args.no_progress
-    (test,) = data.load(
-        dataset, args.data_dir, args.download, size, progress, splits=("test",), skip_corrupt=args.skip_corrupt
-    )
+    options = {"splits": ("test",), "skip_corrupt": args.skip_corrupt}
+    try:
+        (test,) = data.load(dataset, args.data_dir, args.download, size, progress, **options)
+    except UsageError as error:
+        own = "" if args.dataset else f"{args.checkpoint} was trained with --dataset {dataset}, which is taken: "
+        raise UsageError(f"{own}{error}") from None
     evaluation.check_classes(contents, test.classes)
     dtype = evaluation.print_summary(contents, model, tuple(test.images.shape[2:]))
     batches = data.evaluation_batches(test, args.batch_size, precision.device, dtype)

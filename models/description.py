@@ -71,10 +71,13 @@ class NetworkDescription:
         return dict(self.backbone).get("structure")
 
     def differences(self, other):
-        """{name: (this one's, the other's)} of what sets two networks apart, the backbone's options by their names."""
+        """{name: (this one's, the other's)} of what sets two networks apart, the backbone's options by their names; of
+        two architectures nothing else."""
         own, others = ({**vars(each), **dict(each.backbone)} for each in (self, other))
-        names = sorted((own.keys() | others.keys()) - {"backbone"})
-        return {name: (own.get(name), others.get(name)) for name in names if own.get(name) != others.get(name)}
+        names = ["family", "arch"]
+        if all(own[name] == others[name] for name in names):
+            names = sorted(own.keys() - {"backbone"})
+        return {name: (own[name], others[name]) for name in names if own[name] != others[name]}
 
 
 def family_of(dataset):
@@ -110,9 +113,7 @@ def describe_network(
         raise ValueError(f"bits must be 1 or 32, not {weight_bits} (weights) and {activation_bits} (activations)")
     if arch == "vgg_small" and structure:
         raise ValueError("vgg_small has no residual structure: leave --structure out")
-    METHODS[method].check_bits(weight_bits, activation_bits)
-    network = METHODS[method].network_for(family, arch, weight_bits, activation_bits)
-    usual_activation = network.pop("act")
+    usual_activation, network = _network_of(method, family, arch, weight_bits, activation_bits)
     backbone = BACKBONES[family, arch]
     chosen = network | ({"structure": structure} if structure else {})
     backbone = backbone | {name: value for name, value in chosen.items() if name in backbone}
@@ -145,6 +146,19 @@ def _check_names(family, **names):
         if value not in known[name]:
             choices = ", ".join(choice for choice in known[name] if choice)
             raise ValueError(f"no {name} {value!r} for {family} networks" + (f"; known: {choices}" if choices else ""))
+
+
+def _network_of(method, family, arch, weight_bits, activation_bits):
+    """(name of the activation, options of the backbone) that the method has for these bits."""
+    METHODS[method].check_bits(weight_bits, activation_bits)
+    options = METHODS[method].network_for(family, arch, weight_bits, activation_bits)
+    act = options.pop("act", None)
+    if act not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ValueError(f"method {method} has no activation for {family}'s {arch}: {act!r} is none of {known}")
+    if unknown := options.keys() - RESNET.keys():
+        raise ValueError(f"method {method} has options that no backbone knows: {', '.join(sorted(unknown))}")
+    return act, options
 
 
 def _classes(family, num_classes):

@@ -178,6 +178,8 @@ def _conv(conv):
         raise ValueError("weights of 32 bits cannot be packed: the network needs 1-bit weights")
     if not _is_plain(conv):
         raise ValueError(f"no packed form of {conv}: of a bias, groups, dilation, unequal sides or other padding")
+    if not getattr(conv.weight_binarizer, "returns_signs", False):
+        raise ValueError(f"no packed form of weights by {type(conv.weight_binarizer).__name__}: it must give -1 and +1")
     _, scale, offset = conv.binary_weight()
     scale = None if scale is None else scale.detach()
     if conv.activation_bits == 32:

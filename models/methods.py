@@ -20,18 +20,12 @@ class Method:
     activation of `modules.activations`. On top of it {(family, arch): ...} for one architecture.
     network_1w32a: the same, on top of all, where weights alone are binary.
     refused: {(weight_bits, activation_bits): why they make no sense for the method}.
-    Raises ValueError for a family without an activation.
     """
 
     conv: dict
     network: dict
     network_1w32a: dict = field(default_factory=dict)
     refused: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        for family in self.conv:
-            if "act" not in self.network.get(family, {}):
-                raise ValueError(f'a method needs the name of an activation, network={{"{family}": {{"act": NAME}}}}')
 
     def check_bits(self, weight_bits, activation_bits):
         """Raises ValueError, with the reason, for bits that make no sense for the method."""

@@ -29,7 +29,7 @@ def test_other_networks_are_other_descriptions():
 
 
 def test_nothing_stays_open():
-    for family, method in ((f, m) for f in (CIFAR, IMAGENET) for m in METHODS):
+    for method, family in ((name, family) for name, entry in METHODS.items() for family in entry.conv):
         for arch in ARCHS[family]:
             network = describe_network(arch, family, method, recovery="cirec")
             left_open = [name for name, value in vars(network).items() if value is None]
@@ -50,5 +50,17 @@ def test_a_method_of_one_family_is_refused_in_the_other(monkeypatch):
     assert describe_network("resnet20", method="mine").activation == "hardtanh"
     with pytest.raises(ValueError, match="no method 'mine' for imagenet networks; known: bireal"):
         describe_network("resnet18", IMAGENET, "mine")
-    with pytest.raises(ValueError, match=r'network=\{"imagenet": \{"act": NAME\}\}'):
-        Method(conv={CIFAR: {}, IMAGENET: {}}, network={CIFAR: {"act": "hardtanh"}})
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({}, "method mine has no activation for cifar's resnet20"),
+        ({"act": "swishy"}, "method mine has no activation for cifar's resnet20: 'swishy'"),
+        ({"act": "relu", "shorcut": "conv"}, "method mine has options that no backbone knows: shorcut"),
+    ],
+)
+def test_a_method_whose_network_is_misspelt_is_refused(monkeypatch, network, message):
+    monkeypatch.setitem(METHODS, "mine", Method(conv={CIFAR: {}}, network={CIFAR: network}))
+    with pytest.raises(ValueError, match=message):
+        describe_network("resnet20", method="mine")

@@ -57,12 +57,12 @@ def class_names(contents, count):
 
 @torch.inference_mode()
 def probabilities(model, images):
-    """softmax(model(images)) as float32 (N, classes), on the CPU.
+    """softmax(model(images)) as float32 (N, classes), on the CPU; images: in any floating dtype, on the model's device.
 
     Raises RunError if the network does not run on images of this size, or gives values that are not finite.
     """
     with answering(f"the network does not run on images {tuple(images.shape[1:])}"):
-        logits = model(images)
+        logits = model(images.to(dtype_of(model.state_dict())))
     if not logits.isfinite().all():
         raise RunError("the network's outputs are not finite: its weights are damaged, or the training diverged")
     return logits.float().softmax(1).cpu()
@@ -96,11 +96,11 @@ def top_classes(row, names, count):
 
 def predict(args, model, device, contents):
     """Yields (path, `top_classes`) of every image of the flags, read and classified batch by batch."""
-    prepare, dtype = preparation(contents, args.image_size), dtype_of(model.state_dict())
+    prepare = preparation(contents, args.image_size)
     for start in range(0, len(args.images), args.batch_size):
         paths = args.images[start : start + args.batch_size]
         images = torch.stack([prepare(read_image(path)) for path in paths])
-        scores = probabilities(model, images.to(device, dtype))
+        scores = probabilities(model, images.to(device))
         names = class_names(contents, scores.shape[1])
         yield from ((path, top_classes(row, names, args.top)) for path, row in zip(paths, scores))
 

@@ -82,7 +82,7 @@ def build_parser():
 
 
 def average_on_training_images(args):
-    """`average` on one epoch of a small-image data set's augmented training images, as training sees them."""
+    """(`average` on one epoch of a data set of small images, augmented as training sees them; the data set's name)."""
     device = choose_device(args.device)
     first = read_contents(args.paths[0])
     if first.family != CIFAR:
@@ -96,7 +96,7 @@ def average_on_training_images(args):
     batches = data.Batches(train, args.batch_size, device, train=True, seed=args.seed, dtype=dtype_of(first.state))
     with answering(f"{first.path} does not fit {dataset}'s images"):
         averaged = average(args.paths, batches.epoch(0), device)
-    return {**averaged, "data": {**averaged.get("data", {}), "image_size": list(batches.size)}}
+    return {**averaged, "data": {**averaged.get("data", {}), "image_size": list(batches.size)}}, dataset
 
 
 @command
@@ -120,8 +120,9 @@ def main(argv=None):
         save(out, kept)
         print(f"{out}: {before / 1e6:.2f} MB -> {out.stat().st_size / 1e6:.2f} MB")
         return
-    save(out, average_on_training_images(args))
-    print(f"{out}: the mean of {len(args.paths)} checkpoints, BatchNorm on training images")
+    averaged, dataset = average_on_training_images(args)
+    save(out, averaged)
+    print(f"{out}: the mean of {len(args.paths)} checkpoints, BatchNorm on {dataset}'s training images")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that torch.save writes: written whole or not at all, checked, and read without running any code."""
+"""Files that torch.save writes: written whole or not at all, told from packed ones, and read without running code."""
 
 import pickle
 import re

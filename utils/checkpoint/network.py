@@ -36,8 +36,7 @@ class Contents:
 
     @property
     def dataset(self):
-        """The data set that the network was trained on; of a release, and where the file does not say, "cifar10" or
-        "imagenet"."""
+        """The data set that the network was trained on; "cifar10" where the file does not say."""
         return self.network.get("dataset") or "cifar10"
 
     @property

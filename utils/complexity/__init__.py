@@ -96,7 +96,8 @@ def count(model, input_size, rule="paper"):
         with torch.device("cpu"):  # where thop's own counters live
             profile(twin, (images,), custom_ops=dict.fromkeys(map(type, handlers), record), verbose=False)
     except (RuntimeError, TypeError) as error:
-        raise UsageError(f"the network does not run on images {tuple(images.shape[1:])}: {error}") from None
+        shape = tuple(images.shape[1:])
+        raise UsageError(f"the network does not run on images {shape}, or not without data: {error}") from None
 
     prices = {module: PRICES[rule].get(kind, 0) for module, (kind, _) in handlers.items()}
     layers = [_layer(name, m, amounts[m], outputs.get(m, ()), prices[m]) for name, m in twin.named_modules()]

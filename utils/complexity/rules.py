@@ -79,14 +79,14 @@ subclasses, and for its own arithmetic, not for its children's; one that is miss
 
 
 def handlers_of(model):
-    """{module: its entry of HANDLERS}, of all modules of `model`. What makes 1-bit weights is free, whatever its class:
-    it runs once, before inference; a scale folds into the BatchNorm that follows, an offset is one filter more.
+    """{module: its entry of HANDLERS}, of all modules of `model`. Weight transforms are free, whatever their class:
+    they run once, before inference; a scale folds into the BatchNorm that follows, an offset is one filter more.
 
-    Raises RunError for a module that HANDLERS does not know.
+    Raises RunError for any other module that HANDLERS does not know.
     """
     convs = [module for module in model.modules() if isinstance(module, BinaryConv2d)]
-    makers = [maker for conv in convs for maker in (conv.weight_transform, conv.weight_binarizer) if maker is not None]
-    handlers = {part: FREE_HANDLER for maker in makers for part in maker.modules()}
+    transforms = [conv.weight_transform for conv in convs if conv.weight_transform is not None]
+    handlers = {part: FREE_HANDLER for transform in transforms for part in transform.modules()}
     for name, module in model.named_modules():
         kind = type(module)
         if module not in handlers and kind not in HANDLERS:

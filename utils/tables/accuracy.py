@@ -75,7 +75,8 @@ class _Images:
                 best = statistics.mean(r.summary["top1_best"] for r in runs)
                 seconds = statistics.mean(r.summary["seconds"] for r in runs)
                 device = str(runs[0].summary["versions"].get("device"))
-                yield f"# {cell.backbone}, {cell.method}: best epoch {best:.2f} %, {seconds:.0f} s on {device!a}"
+                mean = f", means of {len(runs)} seeds, of which this is the first" if len(runs) > 1 else ""
+                yield f"# {cell.backbone}, {cell.method}: best epoch {best:.2f} %, {seconds:.0f} s on {device!a}{mean}"
                 yield runs[0].args.get("command", "")
 
 
@@ -100,11 +101,11 @@ def heading(results):
 
 def _note(tables):
     """What the columns of the `_Images` mean, those that they have."""
-    cells = [cell for table in tables for cell in table.cells]
-    sentences = [OURS.format(" (paper: / top-5 where it is given)" if any(cell.top5 for cell in cells) else "")]
-    if any(table.with_gap for table in tables):
+    beside_paper = [cell for table in tables if table.with_paper for cell in table.cells]
+    sentences = [OURS.format(" (paper: / top-5 where it is given)" if any(x.top5 for x in beside_paper) else "")]
+    if any(row[-1] != "-" for table in tables if table.with_gap for row in table.rows()):
         sentences.append(GAP)
-    if any(table.with_paper and cell.family == CIFAR for table in tables for cell in table.cells):
+    if any(cell.family == CIFAR for cell in beside_paper):
         sentences.append(OWN_DATA)
     return " ".join(sentences)
 
