@@ -122,7 +122,7 @@ def main(argv=None):
         return
     averaged, dataset = average_on_training_images(args)
     save(out, averaged)
-    print(f"{out}: the mean of {len(args.paths)} checkpoints, BatchNorm on {dataset}'s training images")
+    print(f"{out}: the mean of {len(args.paths)} checkpoints, BatchNorm on the training images of {dataset}")
 
 
 if __name__ == "__main__":
