@@ -6,7 +6,7 @@ X is measured, per GPU: `python -m utils.bench train --dataset imagenet` prints 
 """
 
 from imagenet.recipes import recipe
-from models.methods import IMAGENET, METHODS
+from models.methods import IMAGENET, methods_of
 from utils.command import Parser, command, positive_float, positive_int
 
 TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000
@@ -37,7 +37,7 @@ def table(images_per_s, gpus, gpu):
         "| method | epochs, all stages | hours | GPU-hours |",
         "|---|---|---|---|",
     ]
-    for method in (name for name, method in METHODS.items() if IMAGENET in method.conv):
+    for method in methods_of(IMAGENET):
         epochs, hours = full_run(method, images_per_s, gpus)
         rows.append(f"| {method} | {epochs} | {hours:.0f} | {hours * gpus:.0f} |")
     return "\n".join(rows)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from models.methods import CIFAR, IMAGENET, METHODS
+from models.methods import CIFAR, IMAGENET, METHODS, methods_of
 from models.resnet import CIFAR_STAGES, IMAGENET_STAGES, STRUCTURES
 from modules.activations import ACTIVATIONS
 from modules.conv import BITS
@@ -137,7 +137,7 @@ def describe_network(
 def _check_names(family, **names):
     known = {
         "arch": ARCHS[family],
-        "method": tuple(name for name, method in METHODS.items() if family in method.conv),
+        "method": methods_of(family),
         "structure": (None, *STRUCTURES),
         "activation": (None, *ACTIVATIONS),
         "variant": (None, *VARIANTS) if family == IMAGENET else (None,),

@@ -155,3 +155,8 @@ METHODS = {
         },
     ),
 }
+
+
+def methods_of(family):
+    """Names of the methods that have networks of a family."""
+    return tuple(name for name, method in METHODS.items() if family in method.conv)

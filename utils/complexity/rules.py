@@ -88,9 +88,11 @@ def handlers_of(model):
     transforms = [conv.weight_transform for conv in convs if conv.weight_transform is not None]
     handlers = {part: FREE_HANDLER for transform in transforms for part in transform.modules()}
     for name, module in model.named_modules():
+        if module in handlers:
+            continue
         kind = type(module)
-        if module not in handlers and kind not in HANDLERS:
+        if kind not in HANDLERS:
             where = name or "the model itself"
             raise RunError(f"{kind.__name__} ({where}) has no entry in HANDLERS of utils/complexity/rules.py")
-        handlers.setdefault(module, HANDLERS.get(kind))
+        handlers[module] = HANDLERS[kind]
     return handlers
