@@ -70,6 +70,22 @@ def load(
     return _load_cifar(dataset, data_dir, download, splits)
 
 
+def load_for(contents, args, split, **options):
+    """(ImageSet of a split of the data set that a network is scored or averaged on, the data set's name).
+
+    That is what --dataset, --data-dir and --image-size in `args` name; without them what the network in `contents` was
+    trained on. options: `load`'s others. Raises as `load` does; the line says which data set was the network's own.
+    """
+    dataset = args.dataset or contents.dataset
+    size = args.image_size or (contents.image_size if dataset == "folder" else None)
+    try:
+        (images,) = load(dataset, args.data_dir, image_size=size, splits=(split,), **options)
+    except UsageError as error:
+        own = "" if args.dataset else f"{contents.path} was trained with --dataset {dataset}, which is taken: "
+        raise UsageError(f"{own}{error}") from None
+    return images, dataset
+
+
 def _load_digits(splits):
     """scikit-learn's 1,797 handwritten digits, 8x8 -> 32x32: a fixed stratified split, 1,437 to train, 360 to test."""
     from sklearn.datasets import load_digits

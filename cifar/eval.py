@@ -2,7 +2,7 @@
 
 from cifar import data
 from models import CIFAR
-from utils.command import Parser, UsageError, answering, command, image_size, positive_int
+from utils.command import Parser, answering, command, image_size, positive_int
 from utils.training import evaluation
 from utils.training.losses import cross_entropy
 from utils.training.metrics import evaluate
@@ -25,15 +25,9 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     model, precision, contents = evaluation.open_checkpoint(args)
     evaluation.check_family(contents, CIFAR)
-    dataset = args.dataset or contents.dataset
-    size = args.image_size or (contents.image_size if dataset == "folder" else None)
     progress = not args.no_progress
-    options = {"splits": ("test",), "skip_corrupt": args.skip_corrupt}
-    try:
-        (test,) = data.load(dataset, args.data_dir, args.download, size, progress, **options)
-    except UsageError as error:
-        own = "" if args.dataset else f"{args.checkpoint} was trained with --dataset {dataset}, which is taken: "
-        raise UsageError(f"{own}{error}") from None
+    options = {"download": args.download, "progress": progress, "skip_corrupt": args.skip_corrupt}
+    test, dataset = data.load_for(contents, args, "test", **options)
     evaluation.check_classes(contents, test.classes)
     dtype = evaluation.print_summary(contents, model, tuple(test.images.shape[2:]))
     batches = data.evaluation_batches(test, args.batch_size, precision.device, dtype)

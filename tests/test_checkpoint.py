@@ -84,6 +84,9 @@ def test_average_is_the_mean_with_statistics_of_its_own(paths):
 def test_average_by_command(paths, tmp_path, tiny_folder, fails):
     out, where = tmp_path / "mean.pt", ["--dataset", "folder", "--data-dir", str(tiny_folder)]
     assert "10 classes" in fails(command.main, "average", out, *paths, *where)[1]
+    line = fails(command.main, "average", out, *paths)[1]
+    assert "cifar10, which is taken: " in line
+    assert line.endswith("needs --data-dir")
     network = {**NETWORK, "num_classes": 2}
     for path in paths:
         payload = {"network": network, "data": {"classes": ["dark", "light"], "image_size": [48, 48]}}

@@ -22,6 +22,7 @@ from utils.checkpoint import (
 from utils.checkpoint.average import average
 from utils.command import Parser, RunError, answering, command, image_size, positive_int
 from utils.files import output_path
+from utils.training.evaluation import check_classes
 from utils.training.runtime import choose_device
 
 
@@ -87,12 +88,8 @@ def average_on_training_images(args):
     first = read_contents(args.paths[0])
     if first.family != CIFAR:
         raise RunError(f"{first.path} holds a network for ImageNet: only networks for small images are averaged")
-    dataset = args.dataset or first.dataset
-    size = args.image_size or (first.image_size if dataset == "folder" else None)
-    (train,) = data.load(dataset, args.data_dir, image_size=size, splits=("train",))
-    classes = first.network.get("num_classes") or 10
-    if classes != len(train.classes):
-        raise RunError(f"{first.path} has {classes} classes, {dataset} has {len(train.classes)}")
+    train, dataset = data.load_for(first, args, "train")
+    check_classes(first, train.classes)
     batches = data.Batches(train, args.batch_size, device, train=True, seed=args.seed, dtype=dtype_of(first.state))
     with answering(f"{first.path} does not fit {dataset}'s images"):
         averaged = average(args.paths, batches.epoch(0), device)
