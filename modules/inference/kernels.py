@@ -8,7 +8,7 @@ import functools
 import itertools
 
 from llvmlite import binding, ir
-from numba import njit, types
+from numba import intp, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -280,35 +280,62 @@ def _finish(builder, step, row, sums, residual, out, bits, block):
             _store(builder, word, builder.add(builder.add(bits, step.times(Field.BITS_PIXEL, p)), _whole(2 * block)))
 
 
-def _tile(sums_of, pixels, apart=None):
-    """Kernel: `pixels` neighbouring pixels of a block of output channels, or several, from the sums to the output.
+def _tile(builder, sums_of, pixels, apart):
+    """A function of its own: `pixels` neighbouring pixels of a block of output channels, or several, from the sums to
+    the output. Its arguments are those of `_tiles`' kernel after `left`."""
+    signature = ir.FunctionType(ir.VoidType(), [_i64] * 10)
+    function = ir.Function(builder.module, signature, builder.module.get_unique_name("tile"))
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    builder = ir.IRBuilder(function.append_basic_block())
+    address, window, weights, offsets, base, columns, finish, residual, out, bits = function.args
+    step = _Step(builder, address)
+    sums = sums_of(builder, step, (pixels, apart), (window, weights, offsets), (base, columns))
+    for block, of_block in enumerate(sums):
+        places = [builder.add(finish, step.times(Field.FINISH_ROW, name)) for name in Finish]
+        row = [_load(builder, place, _floats, _BYTES * block) for place in places]
+        _finish(builder, step, row, of_block, residual, out, bits, block)
+    builder.ret_void()
+    return function
 
-    apart: SOURCE_PIXEL, if the kernel is for one value of it.
 
-    Its arguments are addresses: of the step; of the first window, the first block's weights and offsets; of its base
-    and of the first pixel's entry in COLUMN_BASE; of its part of the finish table; of the first pixel's residual,
+def _tiles(sums_of, sizes, apart=None):
+    """Kernel: the next tile of a line with `left` pixels; returns how many pixels it has.
+
+    sizes: how many pixels a tile may have, from the most on; the last is taken where none before fits. apart:
+    SOURCE_PIXEL, if the kernel is for one value of it.
+
+    Its other arguments are addresses: of the step; of the first window, the first block's weights and offsets; of its
+    base and of the first pixel's entry in COLUMN_BASE; of its part of the finish table; of the first pixel's residual,
     output and bits, the last two 0 if there are none.
     """
 
     @intrinsic
-    def kernel(typing_context, step, window, weights, offsets, base, columns, finish, residual, out, bits):
+    def kernel(typing_context, left, step, window, weights, offsets, base, columns, finish, residual, out, bits):
         def codegen(context, builder, signature, args):
-            address, window, weights, offsets, base, columns, finish, residual, out, bits = args
-            step = _Step(builder, address)
-            sums = sums_of(builder, step, (pixels, apart), (window, weights, offsets), (base, columns))
-            for block, of_block in enumerate(sums):
-                places = [builder.add(finish, step.times(Field.FINISH_ROW, name)) for name in Finish]
-                row = [_load(builder, place, _floats, _BYTES * block) for place in places]
-                _finish(builder, step, row, of_block, residual, out, bits, block)
-            return context.get_dummy_value()
+            left, *at = args
+            taken = cgutils.alloca_once(builder, _i64)
+            end = builder.append_basic_block("taken")
+            for size, smaller in itertools.zip_longest(sizes, sizes[1:]):
+                call, otherwise = end, None
+                if smaller:
+                    fits = builder.icmp_signed(">=", left, _whole(size))
+                    if 2 * smaller == size + 1:  # so many pixels take two equal tiles
+                        fits = builder.and_(fits, builder.icmp_signed("!=", left, _whole(size + 1)))
+                    call, otherwise = builder.append_basic_block("call"), builder.append_basic_block("otherwise")
+                    builder.cbranch(fits, call, otherwise)
+                    builder.position_at_end(call)
+                builder.call(_tile(builder, sums_of, size, apart), at)
+                builder.store(_whole(size), taken)
+                builder.branch(end)
+                if otherwise:
+                    builder.position_at_end(otherwise)
+            builder.position_at_end(end)
+            return builder.load(taken)
 
-        return types.void(*[types.intp] * 10), codegen
+        return types.intp(*[types.intp] * 11), codegen
 
     return kernel
-
-
-_dense_near, _dense_next = (_tile(_dense_sums, _FIXED_SUMS, apart) for apart in (8, 4))
-_bf16_stem = _tile(_bf16_sums, _BF16_STEM, 12)
 
 
 def _pooling(mean):
@@ -458,74 +485,47 @@ def _read(typing_context, address):
     return types.intp(types.intp), codegen
 
 
-_kernel = njit(inline="never", nogil=True, error_model="numpy", _nrt=False)
+OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_kernel = njit(**OPTIONS)
+_inlined = njit(inline="always", **OPTIONS)
+"""For a function that is called in one place: what a function calls, numba compiles again with each that calls it."""
 
 
-def _next_tile(sums_of, sizes):
-    """Function of (left, at): the next tile of a line with `left` pixels, which returns how many pixels it has.
-
-    at: the arguments of a tile. sizes: how many pixels a tile may have, from the most on; the last is 1.
-    """
-    size, *smaller = sizes
-    kernel = _tile(sums_of, size)
-    if not smaller:
-
-        @_kernel
-        def single(left, at):
-            kernel(*at)
-            return 1
-
-        return single
-
-    otherwise = _next_tile(sums_of, smaller)
-    halves = 2 * smaller[0]  # so many pixels, if they are one more than `size`, take two equal tiles
-
-    @_kernel
-    def tile(left, at):
-        if left < size or left == halves == size + 1:
-            return otherwise(left, at)
-        kernel(*at)
-        return size
-
-    return tile
-
-
-_count = _next_tile(_count_sums, _COUNTS)
+_count = _tiles(_count_sums, _COUNTS)
 _lookup_group, _lookup_two, _lookup_one = (
-    _next_tile(functools.partial(_lookup_sums, blocks=blocks, columns=1), sizes)
+    _tiles(functools.partial(_lookup_sums, blocks=blocks, columns=1), sizes)
     for blocks, sizes in ((GROUP, (3, 1)), (2, (4, 1)), (1, (4, 1)))
 )
 _shared_group, _shared_two, _shared_one = (
-    _next_tile(functools.partial(_lookup_sums, blocks=blocks, columns=3), sizes)
+    _tiles(functools.partial(_lookup_sums, blocks=blocks, columns=3), sizes)
     for blocks, sizes in ((GROUP, (3, 2, 1)), (2, (4, 1)), (1, (4, 1)))
 )
-_dense_pair = _next_tile(functools.partial(_dense_sums, blocks=2), _PAIRS)
-_few_dense = _next_tile(_dense_sums, _SUMS)
-_few_bf16 = _next_tile(_bf16_sums, (7, 1))
-_copy = _next_tile(_copied, (4, 1))
+_dense_pair = _tiles(functools.partial(_dense_sums, blocks=2), _PAIRS)
+_dense_near, _dense_next = (_tiles(_dense_sums, (_FIXED_SUMS,), apart) for apart in (8, 4))
+_few_dense = _tiles(_dense_sums, _SUMS)
+_bf16_stem = _tiles(_bf16_sums, (_BF16_STEM,), 12)
+_few_bf16 = _tiles(_bf16_sums, (7, 1))
+_copy = _tiles(_copied, (4, 1))
 
 
 @_kernel
 def _dense(left, blocks, pixel, at):
-    """The same of DENSE; pixel: SOURCE_PIXEL."""
+    """The next tile of DENSE; pixel: SOURCE_PIXEL. `at`: the tile's arguments."""
     if blocks == 2:
-        return _dense_pair(left, at)
+        return _dense_pair(left, *at)
     if left >= _FIXED_SUMS and pixel == 8:
-        _dense_near(*at)
-        return _FIXED_SUMS
+        return _dense_near(left, *at)
     if left >= _FIXED_SUMS and pixel == 4:
-        _dense_next(*at)
-        return _FIXED_SUMS
-    return _few_dense(left, at)
+        return _dense_next(left, *at)
+    return _few_dense(left, *at)
 
 
 @_kernel
 def _bf16(left, pixel, at):
-    """The same of BF16."""
+    """The next tile of BF16."""
     if left >= _BF16_STEM and pixel == 12:
-        _bf16_stem(*at)
-        return _BF16_STEM
-    return _few_bf16(left, at)
+        return _bf16_stem(left, *at)
+    return _few_bf16(left, *at)
 
 
 @_kernel
@@ -538,25 +538,23 @@ def _line(kind, blocks, step, window, weights, offsets, base, columns, finish, r
         b = bits + x * get(step, Field.BITS_PIXEL) if bits else 0
         at = (step, window + x * pixel, weights, offsets, base, columns + 8 * x, finish, r, o, b)
         if kind == Kind.COUNT:
-            x += _count(width - x, at)
-        elif (
-            kind == Kind.LOOKUP and shared
-        ):  # no function of its own: a call for each tile would take ResNet-20 8 % longer
+            x += _count(width - x, *at)
+        elif kind == Kind.LOOKUP and shared:  # a function of its own would take ResNet-20 8 % longer
             if blocks == GROUP:
-                x += _shared_group(width - x, at)
+                x += _shared_group(width - x, *at)
             else:
-                x += _shared_two(width - x, at) if blocks == 2 else _shared_one(width - x, at)
+                x += _shared_two(width - x, *at) if blocks == 2 else _shared_one(width - x, *at)
         elif kind == Kind.LOOKUP:
             if blocks == GROUP:
-                x += _lookup_group(width - x, at)
+                x += _lookup_group(width - x, *at)
             else:
-                x += _lookup_two(width - x, at) if blocks == 2 else _lookup_one(width - x, at)
+                x += _lookup_two(width - x, *at) if blocks == 2 else _lookup_one(width - x, *at)
         elif kind == Kind.DENSE:
             x += _dense(width - x, blocks, pixel, at)
         elif kind == Kind.BF16:
             x += _bf16(width - x, pixel, at)
         else:
-            x += _copy(width - x, at)
+            x += _copy(width - x, *at)
 
 
 @_kernel
@@ -588,7 +586,7 @@ def _weights(step, block):
     return get(step, Field.WEIGHTS) + _BYTES * taps * block * (2 if kind == Kind.COUNT else 1)
 
 
-@_kernel
+@_inlined
 def _lines(step, chunk):
     """A chunk of COUNT, LOOKUP, DENSE, COPY or BF16."""
     kind, first, last, block, end = get(step, Field.KIND), *_part(step, chunk)
@@ -609,7 +607,7 @@ def _lines(step, chunk):
         block += blocks
 
 
-@_kernel
+@_inlined
 def _signs(step, chunk):
     """A chunk of SIGNS or ROUND."""
     first, last, start, end = _part(step, chunk)
@@ -644,7 +642,7 @@ def _pool_line(step, lines, pooled, tap, row):
         _mean(source, lower - upper, _BYTES, 2, right - left, tap + x * get(step, Field.TAP_PIXEL))
 
 
-@_kernel
+@_inlined
 def _stem(step, chunk, lines):
     """A chunk of STEM. `lines`: memory for three rows of the convolution's maps, one block of channels wide."""
     first, last, start, end = _part(step, chunk)
@@ -656,15 +654,17 @@ def _stem(step, chunk, lines):
             _fill_lowest(lines + 2 * width * _BYTES, width)  # the row above the first
         for y in range(max(0, 2 * first - 1), 2 * last):
             window, line = get(step, Field.SOURCE) + get(step, Field.SOURCE_ROW) * y, lines + y % 3 * width * _BYTES
-            _line(get(step, Field.INNER), 1, step, window, weights, get(step, Field.OFFSETS), 0, 0, finish,
-                  get(step, Field.RESIDUAL) + channel, line, 0, width)  # fmt: skip
+            # Without intp, 0 and 1 are types of their own, for which numba would compile the function once more.
+            _line(get(step, Field.INNER), intp(1), step, window, weights,
+                  get(step, Field.OFFSETS), intp(0), intp(0), finish,
+                  get(step, Field.RESIDUAL) + channel, line, intp(0), width)  # fmt: skip
             row = y // 2
             if y % 2 == 1 and row >= first:
                 pooled = get(step, Field.POOLED) + get(step, Field.POOLED_ROW) * row + channel
                 _pool_line(step, lines, pooled, get(step, Field.TAP) + get(step, Field.TAP_ROW) * row + channel, row)
 
 
-@_kernel
+@_inlined
 def _pool(step, chunk):
     """A chunk of POOL."""
     first, last, start, end = _part(step, chunk)
@@ -684,7 +684,7 @@ def _pool(step, chunk):
                     _mean(source + at, row, pixel, bottom - top, right - left, out + at)
 
 
-@_kernel
+@_inlined
 def _image(step, chunk, call):
     """A chunk of IMAGE or IMAGE_BF16: rows of all three channels."""
     first, last, _, _ = _part(step, chunk)
@@ -704,7 +704,7 @@ def _image(step, chunk, call):
                     _round_number(source + x * pixel, out + x * get(step, Field.OUT_PIXEL))
 
 
-@_kernel
+@_inlined
 def _execute(step, chunk, call):
     """One chunk of one step."""
     kind = get(step, Field.KIND)
@@ -720,7 +720,7 @@ def _execute(step, chunk, call):
         _image(step, chunk, call)
 
 
-@_kernel
+@_inlined
 def _share(step, counter, call):
     """The chunks of a step and those chained to it, alone (counter 0), or what is left of them for this thread."""
     chunks, chunk = get(step, Field.CHUNKS), 0

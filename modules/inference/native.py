@@ -161,11 +161,10 @@ def _compile():
 
     from modules.inference import kernels
 
-    line = "compiling the kernels of 1-bit inference, once on this machine: up to a minute"
+    line = "compiling the kernels of 1-bit inference, once on this machine: up to half a minute"
     print(line, file=sys.stderr, flush=True)
     signature = numba.types.intp(*[numba.types.intp] * 5)
-    options = {"error_model": "numpy", "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    compiled = numba.njit(signature, **options)(kernels.run)
+    compiled = numba.njit(signature, **kernels.OPTIONS)(kernels.run)
     result = compiled.overloads[signature.args]
     symbol = result.fndesc.llvm_func_name
     target = binding.Target.from_default_triple().create_target_machine(
