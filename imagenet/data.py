@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.transforms import ConvertImageDtype, v2
 
 from utils.command import UsageError, available_cpus, bounded_int
 from utils.images import MEAN, STD, read_image, scan
@@ -34,17 +33,23 @@ class Lighting(nn.Module):
         return image + (self.components @ (torch.randn(3) * self.std)).view(3, 1, 1)
 
 
-def _to_normalised(*between):
+def _to_normalised(steps, *between):
+    """The transform that takes `steps` on the PIL image and those `between` on its values in [0, 1]."""
+    from torchvision.transforms import ConvertImageDtype, v2
+
     # Not v2.ToDtype: it multiplies by 1/255, where the reference transform divides by 255.
-    return [v2.PILToTensor(), ConvertImageDtype(torch.float32), *between, v2.Normalize(MEAN, STD)]
+    values = [v2.PILToTensor(), ConvertImageDtype(torch.float32), *between, v2.Normalize(MEAN, STD)]
+    return v2.Compose([*steps, *values])
 
 
 def train_transform(size, lighting=0.1, color_jitter=False):
     """PIL image -> (3, size, size): random resized crop (scale 0.08 to 1), flip, colours."""
+    from torchvision.transforms import v2  # seconds, which a refusal and --help need not wait
+
     steps = [v2.RandomResizedCrop(size, scale=(0.08, 1)), v2.RandomHorizontalFlip()]
     if color_jitter:
         steps.append(v2.ColorJitter(0.2, 0.2, 0.2, 0.1))
-    return v2.Compose([*steps, *_to_normalised(*([Lighting(lighting)] if lighting else []))])
+    return _to_normalised(steps, *([Lighting(lighting)] if lighting else []))
 
 
 def eval_transform(size):
@@ -52,7 +57,9 @@ def eval_transform(size):
 
     At 224 it equals torchvision's reference transform for ResNet weights to the bit.
     """
-    return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size), *_to_normalised()])
+    from torchvision.transforms import v2
+
+    return _to_normalised([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
 
 
 def image_size(text):

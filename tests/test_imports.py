@@ -1,6 +1,7 @@
 """Who may import whom: one direction, no circles, imports inside functions included."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,9 @@ def test_an_import_upwards_is_found(line):
     changed["modules.conv"] += line
     assert "modules.conv imports utils.checkpoint" in faults(changed)
     assert any(fault.startswith("circle") for fault in faults(changed))
+
+
+def test_torchvision_is_imported_only_within_functions():
+    """It takes as long as torch once more, for which neither --help nor a refusal should wait."""
+    waiting = [name for name, source in sources().items() if re.search(r"^(from|import) torchvision", source, re.M)]
+    assert waiting == []

@@ -3,13 +3,13 @@
 Any checkpoint will do: one of ours, packed or not, or a released one. Images are prepared as evaluation does it.
 """
 
+import functools
 import json
 import os
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.models import ResNet18_Weights
 
 from imagenet.data import eval_transform, synsets
 from models import CIFAR, IMAGENET
@@ -82,9 +82,17 @@ def build_parser():
     return parser
 
 
+@functools.cache
+def in_words():
+    """{synset: its name in words} of ImageNet's classes."""
+    from torchvision.models import ResNet18_Weights  # seconds, which other classes need not wait
+
+    return dict(zip(synsets(), ResNet18_Weights.IMAGENET1K_V1.meta["categories"]))
+
+
 def top_classes(row, names, count):
     """[{"class", "label", "probability"}] of the `count` most likely classes; ImageNet's with a "name" in words."""
-    words = dict(zip(synsets(), ResNet18_Weights.IMAGENET1K_V1.meta["categories"]))
+    words = {} if set(names).isdisjoint(synsets()) else in_words()
     values, labels = row.topk(min(count, len(row)))
     found = []
     for value, label in zip(values.tolist(), labels.tolist()):

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from cifar.data import Batches, load
+from imagenet.data import val_batches
 from models import describe_network
 from models.inference import binary_convs
 from modules.inference.values import ValuesConv2d
@@ -102,8 +103,6 @@ def images_for(args, contents, model):
         images = random_images(contents.image_size, args.images or RANDOM_IMAGES, args.seed)
         yield from ((batch, None) for batch in images.split(size))
     elif dataset == "imagenet":
-        from imagenet.data import val_batches  # torchvision, which takes seconds to import
-
         yield from val_batches(args.data_dir, contents, model, size)
     elif dataset is None:
         raise UsageError("--data-dir needs --dataset, which says how to read it")
