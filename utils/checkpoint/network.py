@@ -69,7 +69,8 @@ def build_network(network, state, path):
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise RunError(f"{path} holds no weights under 'model'")
     check_shapes(empty_network(network, path), state, path)
-    model = build_model(**network)
+    with NoRandomNumbers():
+        model = build_model(**network)
     try:
         model.to(dtype_of(state))
         model.load_state_dict(state)
