@@ -25,8 +25,9 @@ class PadShortcut(nn.Module):
 
     def forward(self, x):
         before = self.extra // 2
-        # With a window of 1 it is what a slice would take, but its gradient keeps the memory format.
-        x = F.avg_pool2d(x, self.window, self.stride, ceil_mode=True)
+        # With a window of 1 it is what a slice would take, but its gradient keeps the memory format. ceil_mode changes
+        # nothing there, and ONNX Runtime would take one pixel too many.
+        x = F.avg_pool2d(x, self.window, self.stride, ceil_mode=self.window > 1)
         return F.pad(x, (0, 0, 0, 0, before, self.extra - before))
 
     def extra_repr(self):

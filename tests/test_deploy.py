@@ -1,10 +1,7 @@
 """Packed networks give the training graph's numbers, and the commands that make, check and measure them."""
 
 import json
-import sys
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import write_images
@@ -19,10 +16,8 @@ from modules.inference import native
 from utils import checkpoint
 from utils.checkpoint.packed import read_packed, write_packed
 from utils.checkpoint.released import export
-from utils.command import RunError
 from utils.deploy import __main__ as deploy
 from utils.deploy import networks
-from utils.deploy.export import check
 from utils.deploy.verify import check_sums, relative_errors
 
 NETWORKS = [
@@ -282,38 +277,6 @@ def test_bench(saved, capsys):
     assert [row["name"] for row in found["layers"]] == [name for name, _ in binary_convs(build_model(**RESNET20))]
     assert all(row["packed_ms"] > 0 and row["float_ms"] > 0 for row in found["layers"])
     assert found["bytes"]["packed_half"] < found["bytes"]["packed"] < found["bytes"]["float32"]
-
-
-def test_onnx(saved, tmp_path, capsys):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
-    found = run(capsys, "onnx", "--checkpoint", saved, "--output", tmp_path / "net.onnx", "--dataset", "digits")
-    assert (found["checked"], found["images"]) == (True, 360)
-    assert found["same"] >= 270
-    assert found["relative_error"] < 1e-4
-    import onnx
-
-    metadata = {entry.key: json.loads(entry.value) for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
-    assert metadata["image_size"] == [32, 32]
-    assert metadata["mean"] == [0.485, 0.456, 0.406]
-
-
-@pytest.mark.parametrize("spoil", [lambda logits: logits + 1, lambda logits: np.full_like(logits, np.nan)])
-def test_onnx_refuses_other_logits(spoil, saved, monkeypatch):
-    model, contents = checkpoint.open_model(saved)
-
-    class Session:
-        def __init__(self, path, providers):
-            pass
-
-        def run(self, names, inputs):
-            with torch.no_grad():
-                return [spoil(model(torch.from_numpy(inputs["images"])).numpy())]
-
-    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session, __version__="0"))
-    args = SimpleNamespace(dataset=None, data_dir=None, images=16, batch_size=4, seed=1)
-    with pytest.raises(RunError, match="on 0 of 16 images"):
-        check(args, "net.onnx", contents, model)
 
 
 def test_random_networks_have_lively_batch_norms():

@@ -5,7 +5,7 @@ import json
 import torch
 
 from utils.checkpoint.packed import KEPT
-from utils.command import RunError
+from utils.command import RunError, answering
 from utils.deploy.networks import megabytes, named_network, random_images
 from utils.deploy.verify import images_for, relative_errors
 from utils.files import output_path, replacing
@@ -19,7 +19,7 @@ zero falls on its other side a sign flips, on which all that follows depends. A 
 
 
 def onnx(args):
-    """Write the ONNX file, with the images that the network expects as its metadata, and compare it with torch."""
+    """Write the ONNX file, with the images that the network expects as its metadata, if its logits are torch's."""
     output = output_path(args.output, args.force)
     try:
         import onnxscript  # noqa: F401  torch.onnx needs it
@@ -27,33 +27,33 @@ def onnx(args):
         raise RunError(f"ONNX export needs onnx and onnxscript ({error}): pip install onnx onnxscript") from None
     model, contents = named_network(args)
     example = random_images(contents.image_size, 2)
-    program = torch.onnx.export(
-        model,
-        (example,),
-        dynamo=True,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False,
-    )
+    batch = torch.export.Dim("batch")
+    names = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: batch},)}
+    with answering("the network cannot be exported"):
+        program = torch.onnx.export(model, (example,), dynamo=True, verbose=False, **names)
     images = {"image_size": list(contents.image_size), "mean": MEAN, "std": STD}
     images = {name: contents.data[name] for name in KEPT if name in contents.data} | images
     program.model.metadata_props.update({name: json.dumps(value) for name, value in images.items()})
     with replacing(output) as temporary:
         program.save(temporary, external_data=False)
-    shape = tuple(example.shape[1:])
-    print(f"{output}: {megabytes(output.stat().st_size)}, the floating-point graph, images {shape}")
-    return {"path": str(output), **check(args, output, contents, model)}
+        found = check(args, temporary, contents, model)
+    size = megabytes(output.stat().st_size)
+    print(f"{output}: {size}, the floating-point graph, images {tuple(example.shape[1:])}")
+    return {"path": str(output), **found}
 
 
-def check(args, output, contents, model):
-    """Compare the file with torch on --data-dir's test images, or random ones. Raises RunError if they differ."""
+def check(args, path, contents, model):
+    """Compare the file with torch on --data-dir's test images, or random ones. Raises RunError if they differ, or if
+    onnxruntime, where it is installed, does not take the file."""
     try:
         import onnxruntime
     except ImportError:
         print("not checked: onnxruntime is not installed")
         return {"checked": False}
-    session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no other base
+        raise RunError(f"onnxruntime {onnxruntime.__version__} refuses the exported graph: {error}") from None
     errors = []
     for images, _ in images_for(args, contents, model):
         with torch.no_grad():
