@@ -299,6 +299,21 @@ def _tile(builder, sums_of, pixels, apart):
     return function
 
 
+def _choose(builder, left, sizes, call):
+    """call(size) of the first of `sizes` that is not more than `left`, or of the last of them."""
+    size, *smaller = sizes
+    if not smaller:
+        return call(size)
+    fits = builder.icmp_signed(">=", left, _whole(size))
+    if 2 * smaller[0] == size + 1:  # so many pixels take two equal tiles
+        fits = builder.and_(fits, builder.icmp_signed("!=", left, _whole(size + 1)))
+    with builder.if_else(fits) as (yes, no):
+        with yes:
+            call(size)
+        with no:
+            _choose(builder, left, smaller, call)
+
+
 def _tiles(sums_of, sizes, apart=None):
     """Kernel: the next tile of a line with `left` pixels; returns how many pixels it has.
 
@@ -315,22 +330,12 @@ def _tiles(sums_of, sizes, apart=None):
         def codegen(context, builder, signature, args):
             left, *at = args
             taken = cgutils.alloca_once(builder, _i64)
-            end = builder.append_basic_block("taken")
-            for size, smaller in itertools.zip_longest(sizes, sizes[1:]):
-                call, otherwise = end, None
-                if smaller:
-                    fits = builder.icmp_signed(">=", left, _whole(size))
-                    if 2 * smaller == size + 1:  # so many pixels take two equal tiles
-                        fits = builder.and_(fits, builder.icmp_signed("!=", left, _whole(size + 1)))
-                    call, otherwise = builder.append_basic_block("call"), builder.append_basic_block("otherwise")
-                    builder.cbranch(fits, call, otherwise)
-                    builder.position_at_end(call)
+
+            def call(size):
                 builder.call(_tile(builder, sums_of, size, apart), at)
                 builder.store(_whole(size), taken)
-                builder.branch(end)
-                if otherwise:
-                    builder.position_at_end(otherwise)
-            builder.position_at_end(end)
+
+            _choose(builder, left, sizes, call)
             return builder.load(taken)
 
         return types.intp(*[types.intp] * 11), codegen
@@ -489,7 +494,6 @@ OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False, "no_cpython_wra
 _kernel = njit(**OPTIONS)
 _inlined = njit(inline="always", **OPTIONS)
 """For a function that is called in one place: what a function calls, numba compiles again with each that calls it."""
-
 
 _count = _tiles(_count_sums, _COUNTS)
 _lookup_group, _lookup_two, _lookup_one = (

@@ -1,5 +1,6 @@
 """The floating-point graph as ONNX, for other runtimes."""
 
+import contextlib
 import json
 
 import torch
@@ -28,9 +29,9 @@ def onnx(args):
     model, contents = named_network(args)
     example = random_images(contents.image_size, 2)
     batch = torch.export.Dim("batch")
-    names = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: batch},)}
+    options = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: batch},)}
     with answering("the network cannot be exported"):
-        program = torch.onnx.export(model, (example,), dynamo=True, verbose=False, **names)
+        program = torch.onnx.export(model, (example,), dynamo=True, verbose=False, **options)
     images = {"image_size": list(contents.image_size), "mean": MEAN, "std": STD}
     images = {name: contents.data[name] for name in KEPT if name in contents.data} | images
     program.model.metadata_props.update({name: json.dumps(value) for name, value in images.items()})
@@ -42,6 +43,15 @@ def onnx(args):
     return {"path": str(output), **found}
 
 
+@contextlib.contextmanager
+def _taken_by(runtime):
+    """Within it the runtime's errors, which have no base of their own, become one RunError."""
+    try:
+        yield
+    except Exception as error:
+        raise RunError(f"{runtime} refuses the exported graph: {error}") from None
+
+
 def check(args, path, contents, model):
     """Compare the file with torch on --data-dir's test images, or random ones. Raises RunError if they differ, or if
     onnxruntime, where it is installed, does not take the file."""
@@ -50,16 +60,15 @@ def check(args, path, contents, model):
     except ImportError:
         print("not checked: onnxruntime is not installed")
         return {"checked": False}
-    try:
+    with _taken_by(f"onnxruntime {onnxruntime.__version__}"):
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no other base
-        raise RunError(f"onnxruntime {onnxruntime.__version__} refuses the exported graph: {error}") from None
     errors = []
     for images, _ in images_for(args, contents, model):
         with torch.no_grad():
             expected = model(images)
-        logits = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-        errors.append(relative_errors(expected, logits))
+        with _taken_by(f"onnxruntime {onnxruntime.__version__}"):
+            (logits,) = session.run(None, {"images": images.numpy()})
+        errors.append(relative_errors(expected, torch.from_numpy(logits)))
     errors = torch.cat(errors)
     same, median = (errors <= TOLERANCE).sum().item(), errors.median().item()
     print(
