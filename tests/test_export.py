@@ -32,11 +32,17 @@ def size_of(network):
     return (64, 64) if "dataset" in network else (32, 32)
 
 
+def save(path, network):
+    """A checkpoint with random weights; its path."""
+    size = size_of(network)
+    weights = random_network(network, size).state_dict()
+    checkpoint.save(path, {"network": network, "model": weights, "data": {"image_size": list(size)}})
+    return path
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    path = tmp_path_factory.mktemp("export") / "x.pt"
-    checkpoint.save(path, {"network": RESNET20, "model": random_network(RESNET20).state_dict()})
-    return path
+    return save(tmp_path_factory.mktemp("export") / "x.pt", RESNET20)
 
 
 @pytest.fixture
@@ -84,20 +90,24 @@ def test_poolings_of_a_graph_are_found(short_resnet20):
 def test_onnxruntime_gives_the_same_logits(network, tmp_path, capsys):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    path, size = tmp_path / "x.pt", size_of(network)
-    weights = random_network(network, size).state_dict()
-    checkpoint.save(path, {"network": network, "model": weights, "data": {"image_size": list(size)}})
+    path = save(tmp_path / "x.pt", network)
     deploy.main(["onnx", "--checkpoint", str(path), "--output", str(tmp_path / "x.onnx"), "--json"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["checked"], found["images"]) == (True, 16)
     assert found["relative_error"] < 1e-4
 
 
-def test_the_file_says_what_images_it_expects(saved, tmp_path):
+def test_onnx(saved, tmp_path, capsys):
+    """On real images; and the file says what images it expects."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    path = tmp_path / "x.onnx"
-    deploy.main(["onnx", "--checkpoint", str(saved), "--output", str(path), "--dataset", "digits"])
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "net.onnx"
+    deploy.main(["onnx", "--checkpoint", str(saved), "--output", str(path), "--dataset", "digits", "--json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["checked"], found["images"]) == (True, 360)
+    assert found["same"] >= 270
+    assert found["relative_error"] < 1e-4
     metadata = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
     assert metadata["image_size"] == [32, 32]
     assert metadata["mean"] == [0.485, 0.456, 0.406]

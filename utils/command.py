@@ -77,12 +77,12 @@ def is_out_of_memory(error):
 
 
 @contextlib.contextmanager
-def answering(message, kind=RunError):
-    """Within it what torch raises where things do not fit together becomes an error of that kind, one line that begins
-    with `message`. Want of memory stays what it is: `command` answers it."""
+def answering(message, kind=RunError, errors=(RuntimeError, IndexError, ValueError)):
+    """Within it `errors`, by default what torch raises where things do not fit together, become an error of that kind,
+    one line that begins with `message`. Want of memory stays what it is: `command` answers it."""
     try:
         yield
-    except (RuntimeError, IndexError, ValueError) as error:
+    except errors as error:
         if is_out_of_memory(error):
             raise
         raise kind(f"{message}: {error}") from None

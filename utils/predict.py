@@ -83,8 +83,10 @@ def build_parser():
 
 
 @functools.cache
-def in_words():
-    """{synset: its name in words} of ImageNet's classes."""
+def in_words(names):
+    """{synset: its name in words} of ImageNet's classes, if any is among the tuple `names`; else nothing."""
+    if set(names).isdisjoint(synsets()):
+        return {}
     from torchvision.models import ResNet18_Weights  # seconds, which other classes need not wait
 
     return dict(zip(synsets(), ResNet18_Weights.IMAGENET1K_V1.meta["categories"]))
@@ -92,7 +94,7 @@ def in_words():
 
 def top_classes(row, names, count):
     """[{"class", "label", "probability"}] of the `count` most likely classes; ImageNet's with a "name" in words."""
-    words = {} if set(names).isdisjoint(synsets()) else in_words()
+    words = in_words(tuple(names))
     values, labels = row.topk(min(count, len(row)))
     found = []
     for value, label in zip(values.tolist(), labels.tolist()):

@@ -493,7 +493,7 @@ def _read(typing_context, address):
 OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _kernel = njit(**OPTIONS)
 _inlined = njit(inline="always", **OPTIONS)
-"""For a function that is called in one place: what a function calls, numba compiles again with each that calls it."""
+"""For what calls much, and is called in one place: what a function calls, numba compiles again with each caller."""
 
 _count = _tiles(_count_sums, _COUNTS)
 _lookup_group, _lookup_two, _lookup_one = (

@@ -1,6 +1,5 @@
 """The floating-point graph as ONNX, for other runtimes."""
 
-import contextlib
 import json
 
 import torch
@@ -43,15 +42,6 @@ def onnx(args):
     return {"path": str(output), **found}
 
 
-@contextlib.contextmanager
-def _taken_by(runtime):
-    """Within it the runtime's errors, which have no base of their own, become one RunError."""
-    try:
-        yield
-    except Exception as error:
-        raise RunError(f"{runtime} refuses the exported graph: {error}") from None
-
-
 def check(args, path, contents, model):
     """Compare the file with torch on --data-dir's test images, or random ones. Raises RunError if they differ, or if
     onnxruntime, where it is installed, does not take the file."""
@@ -60,19 +50,21 @@ def check(args, path, contents, model):
     except ImportError:
         print("not checked: onnxruntime is not installed")
         return {"checked": False}
-    with _taken_by(f"onnxruntime {onnxruntime.__version__}"):
+    version = f"onnxruntime {onnxruntime.__version__}"
+    refusal = {"message": f"{version} refuses the exported graph", "errors": Exception}  # its errors have no other base
+    with answering(**refusal):
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     errors = []
     for images, _ in images_for(args, contents, model):
         with torch.no_grad():
             expected = model(images)
-        with _taken_by(f"onnxruntime {onnxruntime.__version__}"):
+        with answering(**refusal):
             (logits,) = session.run(None, {"images": images.numpy()})
         errors.append(relative_errors(expected, torch.from_numpy(logits)))
     errors = torch.cat(errors)
     same, median = (errors <= TOLERANCE).sum().item(), errors.median().item()
     print(
-        f"onnxruntime {onnxruntime.__version__}: logits within {TOLERANCE:.0e} on {same} of {len(errors)} images "
+        f"{version}: logits within {TOLERANCE:.0e} on {same} of {len(errors)} images "
         f"(needed: {SAME:.0%}); relative difference: median {median:.1e}, largest {errors.max():.1e}"
     )
     if same < SAME * len(errors) or not errors.isfinite().all():
