@@ -123,7 +123,7 @@ class _Lowering:
         if type(conv) is not XnorConv2d or not isinstance(conv.input_transform, LearnedShift | None):
             raise NotLowered
         shift = None if conv.input_transform is None else conv.input_transform.bias.flatten().numpy()
-        return self.program.signs(x, shift, border=conv.padding)
+        return self.program.signs(x, conv, shift)
 
     def block(self, block, x):
         """A PackedBlock, or a PackedBasicBlock, whose first convolution's maps are needed for their signs alone."""

@@ -44,24 +44,42 @@ def arrange(bits):
     return blocks, counts
 
 
-def nibbles(blocks, kernel, pairs):
-    """Each byte of the weights as its low and its high nibble, for LOOKUP; see `modules.inference.layout`.
+def threes(array, fill):
+    """Something of each nibble, (..., rows, columns, nibbles), as LOOKUP reads it, three at a time: (..., taps, 3).
 
-    blocks: as `arrange` gives them, of so many rows and columns of taps; pairs: how many pairs of a tap's bytes have
-    bits. Returns uint8 (groups, rows, pairs, columns, byte of the pair, GROUP, nibble, LANES). Blocks past the last one
-    are zeros.
+    Three columns of a row go together, where there are three; else neighbours, up to two of them `fill`.
+    """
+    columns, nibbles = array.shape[-2:]
+    if columns == 3:
+        array = array.swapaxes(-1, -2)
+    else:
+        array = np.pad(array, [*[(0, 0)] * (array.ndim - 1), (0, -nibbles % 3)], constant_values=fill)
+    return array.reshape(*array.shape[:-3], -1, 3)
+
+
+_NOT_LOOKED_UP = 128
+"""A weight for which 0 is found in any table."""
+
+
+def nibbles(blocks, kernel, in_channels):
+    """The weights' nibbles, for LOOKUP; see `modules.inference.layout`.
+
+    blocks: as `arrange` gives them, of so many rows and columns of taps. Returns uint8 (groups of GROUP blocks, taps,
+    GROUP / 2, 3, LANES, 2): two blocks lie side by side, channel by channel. Blocks past the last one are zeros.
     """
     blocks = np.pad(blocks, ((0, -len(blocks) % GROUP), (0, 0), (0, 0)))
-    rows = blocks.reshape(-1, GROUP, kernel, kernel, blocks.shape[1] // kernel**2, LANES, 1).view(np.uint8)
-    rows = np.moveaxis(rows, 6, 5).reshape(*rows.shape[:4], -1, 2, LANES)[:, :, :, :, :pairs]
-    rows = rows.transpose(0, 2, 4, 3, 5, 1, 6)
-    return np.stack([rows & 15, rows >> 4], 6)
+    rows = blocks.reshape(-1, 2, kernel, kernel, blocks.shape[1] // kernel**2, LANES, 1).view(np.uint8)
+    rows = np.moveaxis(rows, 5, 2)  # (two blocks, 2, LANES, kernel, kernel, words, bytes)
+    halves = np.stack([rows & 15, rows >> 4], -1).reshape(*rows.shape[:5], -1)[..., : -(-in_channels // 4)]
+    taps = threes(halves, _NOT_LOOKED_UP)
+    return taps.reshape(-1, GROUP // 2, *taps.shape[1:]).transpose(0, 4, 1, 5, 3, 2)
 
 
 def _differing():
-    """uint8 (256, 2, 16): how many bits of a byte's low and high nibble differ from those of 0 to 15."""
-    byte, nibble = np.arange(256), np.arange(16)
-    return _BITS_SET.numpy()[np.stack([(byte & 15)[:, None] ^ nibble, (byte >> 4)[:, None] ^ nibble], 1)]
+    """uint8 (256, 16): how many bits of a byte's low nibble differ from 0 to 15; of its high one, times 16."""
+    byte, nibble = np.arange(256)[:, None], np.arange(16)
+    counts = _BITS_SET.numpy()
+    return counts[byte & 15 ^ nibble] + 16 * counts[byte >> 4 ^ nibble]
 
 
 DIFFERING_BITS = aligned(_differing())

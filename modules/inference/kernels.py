@@ -21,10 +21,13 @@ _half = ir.VectorType(_float, LANES // 2)
 _FIELDS = len(Field)
 _BYTES = 4 * LANES
 _bytes, _shorts = ir.VectorType(_i8, 2 * LANES), ir.VectorType(_i16, LANES)
-_GROUP_BYTES = 2 * LANES * GROUP
-"""Nibbles of one byte of a tap, of a group of blocks."""
-_FULL = 31
-"""How many taps of LOOKUP a byte has room for, which counts up to 4 bits of each of their two bytes."""
+_eight = ir.VectorType(_i8, 8)
+_WORD_PAIRS = 2 * LANES
+"""Bytes of what PAIRS makes of a word."""
+_TAP_BYTES = 3 * 2 * LANES
+"""Weights of one tap of LOOKUP, of two blocks."""
+_FULL = 21
+"""How many taps of LOOKUP a byte has room for, each of which counts up to 12 bits."""
 HAS_TABLES = bool(binding.get_host_cpu_features().get("avx2"))
 """Whether the CPU looks up 32 bytes in tables at once. Elsewhere LOOKUP is not to be called."""
 HAS_BF16 = bool(binding.get_host_cpu_features().get("avx512bf16"))
@@ -143,61 +146,93 @@ def _count_sums(builder, step, pixels, place, base):
     return _from_base(builder, [counts], base)
 
 
-def _lookup_sums(builder, step, pixels, place, base, blocks, columns):
-    """The same, [block][pixel]: each byte of a window chooses two tables, in which the weights' nibbles are looked up.
+def _lookup_sums(builder, step, pixels, place, base, blocks):
+    """The same, [block][pixel]: nibbles of two pixels choose a table, in which two blocks' weights are looked up.
 
-    A block has two counts of each channel, a byte each: of the low nibbles, and of the high ones. columns: COLUMNS.
+    A byte that was found counts one pixel's bits in its low half and the other's in its high half, which has room for
+    the three nibbles of a tap.
     """
     window, weights, offsets = place
-    windows = [builder.add(window, step.times(Field.SOURCE_PIXEL, c)) for c in range(pixels[0] + columns - 1)]
-    pixels, runs, full = range(pixels[0]), builder.udiv(step[Field.TAPS], _whole(columns)), _whole(_FULL // columns)
-    sums = [[cgutils.alloca_once_value(builder, ir.Constant(_pairs, None)) for _ in pixels] for _ in range(blocks)]
-    counts = [[cgutils.alloca_once(builder, _bytes) for _ in pixels] for _ in range(blocks)]
-    with cgutils.for_range(builder, builder.udiv(builder.sub(builder.add(runs, full), _whole(1)), full)) as group:
-        for count in itertools.chain(*counts):
-            builder.store(ir.Constant(_bytes, None), count)
+    pairs, couples = range(-(-pixels[0] // 2)), range(-(-blocks // 2))
+    windows = [builder.add(window, step.times(Field.SOURCE_PIXEL, 2 * p)) for p in pairs]
+    totals = [[_zeros(builder, _shorts, 4) for _ in pairs] for _ in couples]
+    counts = [[_zeros(builder, _bytes, 2) for _ in pairs] for _ in couples]
+    taps, full, tables = step[Field.TAPS], _whole(_FULL), (step[Field.TABLE], step[Field.NIBBLES_APART])
+    with cgutils.for_range(builder, builder.udiv(builder.add(taps, _whole(_FULL - 1)), full)) as group:
         first = builder.mul(group.index, full)
-        left = builder.sub(runs, first)
-        with cgutils.for_range(builder, builder.select(builder.icmp_signed("<", left, full), left, full)) as run:
-            tap = builder.mul(builder.add(first, run.index), _whole(columns))
-            _look_up(builder, step[Field.TABLE], (windows, weights, offsets), tap, counts)
-        for total, count in zip(itertools.chain(*sums), itertools.chain(*counts)):
-            both = builder.load(count)
-            low, high = (
-                builder.zext(builder.shuffle_vector(both, both, ir.Constant(_pairs, list(lanes))), _shorts)
-                for lanes in (range(LANES), range(LANES, 2 * LANES))
-            )
-            builder.store(builder.add(builder.load(total), builder.zext(builder.add(low, high), _pairs)), total)
-    return _from_base(builder, [[builder.load(total) for total in of_block] for of_block in sums], base)
+        left = builder.sub(taps, first)
+        with cgutils.for_range(builder, builder.select(builder.icmp_signed("<", left, full), left, full)) as tap:
+            _look_up(builder, tables, (windows, weights, offsets), builder.add(first, tap.index), counts)
+        for total, count in zip(itertools.chain(*totals), itertools.chain(*counts)):
+            _add_counts(builder, total, count)
+
+    def sums(block, p):
+        return builder.zext(builder.load(totals[block // 2][p // 2][2 * (block % 2) + p % 2]), _pairs)
+
+    return _from_base(builder, [[sums(block, p) for p in range(pixels[0])] for block in range(blocks)], base)
 
 
-def _look_up(builder, table, place, tap, counts):
-    """The tap of that number of `_lookup_sums`, and those beside it, added to the counts."""
-    windows, weights, offsets = place
-    offset = _load(builder, builder.add(offsets, builder.mul(tap, _whole(8))), _i64)
-    start = builder.add(weights, builder.mul(tap, _whole(2 * _GROUP_BYTES)))
-    for c, window in enumerate(windows):
-        word = builder.zext(_load(builder, window, _i16, offset), _i64)
-        for byte in range(2):
-            at = builder.lshr(word, _whole(3)) if byte else builder.shl(word, _whole(5))
-            chosen = _load(builder, table, _bytes, builder.and_(at, _whole(255 << 5)))
-            for block, of_block in enumerate(counts):
-                for p, count in enumerate(of_block):
-                    if 0 <= c - p <= len(windows) - len(of_block):
-                        weights_at = _GROUP_BYTES * (2 * (c - p) + byte) + 2 * LANES * block
-                        builder.store(_plus_found(builder, builder.load(count), chosen, start, weights_at), count)
+def _zeros(builder, vector, number):
+    return [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in range(number)]
 
 
-def _plus_found(builder, count, table, start, offset):
-    """The count, and what the table says of the weights' nibbles, which are read where they lie.
+def _look_up(builder, tables, place, tap, counts):
+    """Adds what is found for a tap to the counts, [two blocks][two pixels].
 
-    One asm holds both instructions: LLVM would add in another order, and run out of registers.
+    Of each there are two: bytes that were found, and the same moved down by half a byte, where the upper byte's low
+    half comes into the lower byte's high half.
     """
-    if HAS_TABLES:
-        signature = ir.FunctionType(_bytes, [_bytes, _bytes, _i64])
-        look_up = f"vpshufb {offset}($3), $2, %ymm15; vpaddb %ymm15, $0, $0"
-        return builder.call(ir.InlineAsm(signature, look_up, "=x,0,x,r,~{xmm15}"), [count, table, start])
-    return _load(builder, start, _bytes, offset)
+    windows, weights, offsets = place
+    first, apart = tables
+    offset = _load(builder, builder.add(offsets, builder.mul(tap, _whole(8))), _i64)
+    start = builder.add(weights, builder.mul(tap, _whole(GROUP // 2 * _TAP_BYTES)))
+    whole = ir.Constant(ir.VectorType(_i32, 2 * LANES), 2 * list(range(LANES)))
+    for p, window in enumerate(windows):
+        chosen = []
+        for nibble in range(3):
+            at = builder.add(builder.add(window, offset), builder.mul(apart, _whole(nibble)))
+            table = builder.add(first, builder.zext(_load(builder, at, _i16), _i64))
+            table = _load(builder, table, ir.VectorType(_i8, LANES))
+            chosen.append(builder.shuffle_vector(table, table, whole))
+        for couple, of_couple in enumerate(counts):
+            found = _found(builder, chosen, start, _TAP_BYTES * couple)
+            moved = builder.lshr(builder.bitcast(found, _shorts), _constant(_shorts, 4))
+            for count, more in zip(of_couple[p], (found, builder.bitcast(moved, _bytes))):
+                builder.store(builder.add(builder.load(count), more), count)
+
+
+def _found(builder, tables, start, offset):
+    """The sum of what three tables say of the weights, which are read where they lie.
+
+    One asm holds all of it: LLVM would add in another order, and run out of registers.
+    """
+    if not HAS_TABLES:
+        return _load(builder, start, _bytes, offset)
+    signature = ir.FunctionType(_bytes, [*[_bytes] * 3, _i64])
+    first, second, third = (f"vpshufb {offset + 2 * LANES * i}($4), ${1 + i}, " for i in range(3))
+    add = "vpaddb %ymm15, $0, $0; "
+    look_up = f"{first}$0; {second}%ymm15; {add}{third}%ymm15; {add}"
+    return builder.call(ir.InlineAsm(signature, look_up, "=&x,x,x,x,r,~{xmm15}"), [*tables, start])
+
+
+def _add_counts(builder, totals, counts):
+    """Adds the counts of two pixels and two blocks to their totals, [2 * block + pixel], and makes the counts zero.
+
+    The upper bytes of what was moved count for the last total alone; what is known of one gives the one before it.
+    """
+    found, moved = (builder.bitcast(builder.load(count), _shorts) for count in counts)
+    byte, half = _constant(_shorts, 255), _constant(_shorts, 4)
+
+    def without(both, known):
+        return builder.and_(builder.sub(both, builder.shl(known, half)), byte)
+
+    last = builder.lshr(moved, _constant(_shorts, 8))
+    third = without(builder.lshr(found, _constant(_shorts, 8)), last)
+    second = without(moved, third)
+    for total, more in zip(totals, (without(found, second), second, third, last)):
+        builder.store(builder.add(builder.load(total), more), total)
+    for count in counts:
+        builder.store(ir.Constant(_bytes, None), count)
 
 
 def _dense_sums(builder, step, pixels, place, base, blocks=1):
@@ -248,36 +283,54 @@ def _copied(builder, step, pixels, place, base):
     return [[_load(builder, place[0], _floats, step.times(Field.SOURCE_PIXEL, p)) for p in range(pixels[0])]]
 
 
+def _activated(builder, row, y, added, plain):
+    """The sums y of a pixel with what follows them, before they are limited; plain: see Field.PLAIN."""
+    if not plain:
+        y = builder.fmul(y, row(Finish.SCALE))
+        added = _fma(builder, added, row(Finish.RESIDUAL_ALPHA), row(Finish.RESIDUAL_BETA))
+    y = builder.fadd(_fma(builder, y, row(Finish.ALPHA), row(Finish.BETA)), added)
+    if not plain:
+        y = builder.fadd(y, row(Finish.BEFORE))
+    positive = builder.fcmp_ordered(">", y, _constant(_floats, 0.0))
+    y = builder.fmul(y, builder.select(positive, row(Finish.POSITIVE), row(Finish.NEGATIVE)))
+    return y if plain else builder.fadd(y, row(Finish.AFTER))
+
+
 def _finish(builder, step, row, sums, residual, out, bits, block):
     """What follows the sums of each pixel, and where it goes; see `modules.inference.layout.Finish`.
 
-    block: which one it is, of those whose first one the addresses are of.
+    row(name): a row of the block's table. block: which one it is, of those whose first one the addresses are of.
     """
     beside = _whole(_BYTES * block)
 
     def present(address):
         return builder.icmp_unsigned("!=", address, _whole(0))
 
-    values = []
-    for p, y in enumerate(sums):
-        y = _fma(builder, builder.fmul(y, row[Finish.SCALE]), row[Finish.ALPHA], row[Finish.BETA])
-        added = _load(builder, residual, _floats, builder.add(step.times(Field.RESIDUAL_PIXEL, p), beside))
-        y = builder.fadd(y, _fma(builder, added, row[Finish.RESIDUAL_ALPHA], row[Finish.RESIDUAL_BETA]))
-        y = builder.fadd(y, row[Finish.BEFORE])
-        positive = builder.fcmp_ordered(">", y, _constant(_floats, 0.0))
-        y = builder.fmul(y, builder.select(positive, row[Finish.POSITIVE], row[Finish.NEGATIVE]))
-        y = builder.fadd(y, row[Finish.AFTER])
-        y = builder.select(builder.fcmp_ordered("<", y, row[Finish.LOW]), row[Finish.LOW], y)
-        values.append(builder.select(builder.fcmp_ordered(">", y, row[Finish.HIGH]), row[Finish.HIGH], y))
+    def added(p):
+        return _load(builder, residual, _floats, builder.add(step.times(Field.RESIDUAL_PIXEL, p), beside))
+
+    finished, values = [cgutils.alloca_once(builder, _floats) for _ in sums], []
+    with builder.if_else(present(step[Field.PLAIN])) as branches:
+        for branch, plain in zip(branches, (True, False)):
+            with branch:
+                for p, y in enumerate(sums):
+                    builder.store(_activated(builder, row, y, added(p), plain), finished[p])
+    for y in map(builder.load, finished):
+        y = builder.select(builder.fcmp_ordered("<", y, row(Finish.LOW)), row(Finish.LOW), y)
+        values.append(builder.select(builder.fcmp_ordered(">", y, row(Finish.HIGH)), row(Finish.HIGH), y))
     with builder.if_then(present(out)):
         for p, y in enumerate(values):
             _store(builder, y, builder.add(builder.add(out, step.times(Field.OUT_PIXEL, p)), beside))
     with builder.if_then(present(bits)):
         for p, y in enumerate(values):
-            shifted = builder.fadd(y, row[Finish.SHIFT])
+            shifted = builder.fadd(y, row(Finish.SHIFT))
             signs = builder.fcmp_ordered(">=", shifted, _constant(_floats, 0.0))
             word = builder.bitcast(signs, _i16)
             _store(builder, word, builder.add(builder.add(bits, step.times(Field.BITS_PIXEL, p)), _whole(2 * block)))
+
+
+def _row(builder, step, table, name):
+    return _load(builder, builder.add(table, step.times(Field.FINISH_ROW, name)), _floats)
 
 
 def _tile(builder, sums_of, pixels, apart):
@@ -292,8 +345,8 @@ def _tile(builder, sums_of, pixels, apart):
     step = _Step(builder, address)
     sums = sums_of(builder, step, (pixels, apart), (window, weights, offsets), (base, columns))
     for block, of_block in enumerate(sums):
-        places = [builder.add(finish, step.times(Field.FINISH_ROW, name)) for name in Finish]
-        row = [_load(builder, place, _floats, _BYTES * block) for place in places]
+        table = builder.add(finish, _whole(_BYTES * block))
+        row = functools.partial(_row, builder, step, table)
         _finish(builder, step, row, of_block, residual, out, bits, block)
     builder.ret_void()
     return function
@@ -409,6 +462,24 @@ def _sign_block(typing_context, source, shift, bits):
 
 
 @intrinsic
+def _pair_word(typing_context, source, apart, out):
+    """The nibbles of a word of sign bits, each with that of the word so many bytes apart: where their tables lie."""
+
+    def codegen(context, builder, signature, args):
+        source, apart, out = args
+        first, second = (_load(builder, at, _eight) for at in (source, builder.add(source, apart)))
+        low, high, half = (_constant(_eight, number) for number in (15, 240, 4))
+        lows = builder.or_(builder.and_(first, low), builder.shl(second, half))
+        highs = builder.or_(builder.lshr(first, half), builder.and_(second, high))
+        order = ir.Constant(_pairs, [8 * (i % 2) + i // 2 for i in range(LANES)])
+        pairs = builder.zext(builder.shuffle_vector(lows, highs, order), _shorts)
+        _store(builder, builder.shl(pairs, _constant(_shorts, 4)), out)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), codegen
+
+
+@intrinsic
 def get(typing_context, table, index):
     """The int64 at `index` of a table, from its address: fields of a step, entries of its lists."""
 
@@ -497,12 +568,8 @@ _inlined = njit(inline="always", **OPTIONS)
 
 _count = _tiles(_count_sums, _COUNTS)
 _lookup_group, _lookup_two, _lookup_one = (
-    _tiles(functools.partial(_lookup_sums, blocks=blocks, columns=1), sizes)
-    for blocks, sizes in ((GROUP, (3, 1)), (2, (4, 1)), (1, (4, 1)))
-)
-_shared_group, _shared_two, _shared_one = (
-    _tiles(functools.partial(_lookup_sums, blocks=blocks, columns=3), sizes)
-    for blocks, sizes in ((GROUP, (3, 2, 1)), (2, (4, 1)), (1, (4, 1)))
+    _tiles(functools.partial(_lookup_sums, blocks=blocks), sizes)
+    for blocks, sizes in ((GROUP, (4, 3, 2, 1)), (2, (4, 2, 1)), (1, (4, 2, 1)))
 )
 _dense_pair = _tiles(functools.partial(_dense_sums, blocks=2), _PAIRS)
 _dense_near, _dense_next = (_tiles(_dense_sums, (_FIXED_SUMS,), apart) for apart in (8, 4))
@@ -535,7 +602,7 @@ def _bf16(left, pixel, at):
 @_kernel
 def _line(kind, blocks, step, window, weights, offsets, base, columns, finish, residual, out, bits, width):
     """A line of `width` output pixels of so many blocks of channels."""
-    x, pixel, shared = 0, get(step, Field.SOURCE_PIXEL), get(step, Field.COLUMNS) == 3
+    x, pixel = 0, get(step, Field.SOURCE_PIXEL)
     while x < width:
         r = residual + x * get(step, Field.RESIDUAL_PIXEL)
         o = out + x * get(step, Field.OUT_PIXEL) if out else 0
@@ -543,11 +610,6 @@ def _line(kind, blocks, step, window, weights, offsets, base, columns, finish, r
         at = (step, window + x * pixel, weights, offsets, base, columns + 8 * x, finish, r, o, b)
         if kind == Kind.COUNT:
             x += _count(width - x, *at)
-        elif kind == Kind.LOOKUP and shared:  # a function of its own would take ResNet-20 8 % longer
-            if blocks == GROUP:
-                x += _shared_group(width - x, *at)
-            else:
-                x += _shared_two(width - x, *at) if blocks == 2 else _shared_one(width - x, *at)
         elif kind == Kind.LOOKUP:
             if blocks == GROUP:
                 x += _lookup_group(width - x, *at)
@@ -586,7 +648,7 @@ def _weights(step, block):
     """The address of a block's weights."""
     kind, taps = get(step, Field.KIND), get(step, Field.TAPS)
     if kind == Kind.LOOKUP:
-        return get(step, Field.WEIGHTS) + 2 * _GROUP_BYTES * taps * (block // GROUP) + 2 * LANES * (block % GROUP)
+        return get(step, Field.WEIGHTS) + _TAP_BYTES * (GROUP // 2 * taps * (block // GROUP) + block % GROUP // 2)
     return get(step, Field.WEIGHTS) + _BYTES * taps * block * (2 if kind == Kind.COUNT else 1)
 
 
@@ -630,6 +692,17 @@ def _signs(step, chunk):
             source += get(step, Field.SOURCE_PIXEL)
             bits += get(step, Field.BITS_PIXEL)
             out += get(step, Field.OUT_PIXEL)
+
+
+@_inlined
+def _pair(step, chunk):
+    """A chunk of PAIRS."""
+    first, last, _, _ = _part(step, chunk)
+    for y in range(first, last):
+        source = get(step, Field.SOURCE) + get(step, Field.SOURCE_ROW) * y
+        out = get(step, Field.OUT) + get(step, Field.OUT_ROW) * y
+        for word in range(get(step, Field.WIDTH)):
+            _pair_word(source + 8 * word, get(step, Field.SOURCE_PIXEL), out + _WORD_PAIRS * word)
 
 
 @_kernel
@@ -720,6 +793,8 @@ def _execute(step, chunk, call):
         _pool(step, chunk)
     elif kind == Kind.SIGNS or kind == Kind.ROUND:
         _signs(step, chunk)
+    elif kind == Kind.PAIRS:
+        _pair(step, chunk)
     else:
         _image(step, chunk, call)
 

@@ -23,7 +23,7 @@ class Kind(IntEnum):
     """What a step does."""
 
     COUNT = 0  # binary convolution: differing bits of source and weights, taken from `base`
-    LOOKUP = 1  # the same by tables, 16 channels a tap, for CPUs that cannot count the bits of a word at once
+    LOOKUP = 1  # the same by tables, of what PAIRS made, for CPUs that cannot count the bits of a word at once
     DENSE = 2  # convolution in float32: one chain of fused multiply-adds over the taps, in the order of `offsets`
     COPY = 3  # the source map itself
     BF16 = 4  # convolution of pairs of taps in bfloat16, summed in float32
@@ -33,6 +33,7 @@ class Kind(IntEnum):
     IMAGE_BF16 = 8  # the same as (H, W, 3), in bfloat16
     SIGNS = 9  # the bits of the source map's signs, with the finish table's SHIFT alone
     ROUND = 10  # the source map in bfloat16
+    PAIRS = 11  # sign bits' nibbles, each with that of the pixel SOURCE_PIXEL further: uint16, where their table lies
 
 
 class Field(IntEnum):
@@ -49,7 +50,7 @@ class Field(IntEnum):
     SOURCE = 8
     SOURCE_ROW = 9  # from the windows of one output row to those of the next
     SOURCE_PIXEL = 10
-    TAPS = 11  # products of one sum: words, LOOKUP: pairs of bytes, or float32 numbers
+    TAPS = 11  # products of one sum: words, LOOKUP: threes of nibbles, or float32 numbers
     OFFSETS = 12  # int64 (taps,): where a tap lies in its window
     OFFSETS_BLOCK = 13  # from one block's offsets to the next: 0 where all have the same
     WEIGHTS = 14  # (blocks, taps, LANES): uint64, float32, pairs of bfloat16; LOOKUP: `modules.inference.bits.nibbles`
@@ -80,9 +81,10 @@ class Field(IntEnum):
     TAP_ROW = 39
     TAP_PIXEL = 40
     TAP_WIDTH = 41
-    TABLE = 42  # LOOKUP: uint8 (256, 2, 16): how many bits of a byte's low and high nibble differ from those of 0 to 15
+    TABLE = 42  # LOOKUP: `modules.inference.bits.DIFFERING_BITS`
     PART_BLOCKS = 43  # blocks of a part; the last part has what is left
-    COLUMNS = 44  # LOOKUP: so many taps in a row lie a pixel apart, and are other windows' taps too: 3, or 1
+    NIBBLES_APART = 44  # LOOKUP: from one nibble of a tap to the next
+    PLAIN = 45  # whether SCALE, BEFORE, AFTER, and what multiplies the residual and is added to it, change nothing
 
 
 class Finish(IntEnum):

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 
 from modules.inference import native
-from modules.inference.bits import DIFFERING_BITS, nibbles
+from modules.inference.bits import DIFFERING_BITS, nibbles, threes
 from modules.inference.layout import GROUP, LANES, Call, Field, Finish, Kind
 from modules.inference.maps import BYTES, REGION, Maps, aligned, blocks_of, external
 from modules.inference.threads import Pace
 
 _ROWS_APART, _CHANNELS_APART = 14, 2
 """Chunks of a large map are bands of its rows, about so many; those of a small one so many blocks, or GROUP."""
+_PLAIN = [Finish.SCALE, Finish.RESIDUAL_ALPHA, Finish.RESIDUAL_BETA, Finish.BEFORE, Finish.AFTER]
+"""Rows of a table that Field.PLAIN is about."""
 
 
 def fill(table, channels):
@@ -100,30 +102,28 @@ class Program:
         for maps in (residual, out):
             if maps is not None and (maps.height, maps.width) != tuple(size):
                 raise ValueError(f"maps of {maps.height}x{maps.width} do not fit those of {size[0]}x{size[1]}")
-        channels, table = table.shape[1], fill(table, table.shape[1])
+        channels, plain = table.shape[1], np.array_equal(table[_PLAIN], neutral(table.shape[1])[_PLAIN])
+        table = fill(table, channels)
         self._chunks(step, *size, blocks_of(channels))
         out = out or self.maps(*size, channels)
         nothing = {Field.RESIDUAL: self.keep(np.zeros(table.shape[1], np.float32))}
         step |= residual.fields("RESIDUAL") if residual else nothing
         step |= {Field.FINISH: self.keep(table), Field.FINISH_ROW: table.strides[0]} | out.fields("OUT")
-        step |= {"table": table, "channels": channels}
+        step |= {Field.PLAIN: int(plain), "table": table, "channels": channels}
         return replace(out, channels=channels, step=step)
 
-    def count(self, bits, conv, table, residual=None, out=None):
-        """The binary convolution of `bits` by `conv`, `Filters` or an XnorConv2d, and what follows it."""
-        kernel, weights = math.isqrt(len(conv.tap_counts)), conv.blocks.numpy()
-        sizes = [(size + 2 * conv.padding - kernel) // conv.stride + 1 for size in (bits.height, bits.width)]
-        kind, within = Kind.COUNT, 8 * np.arange(-(-conv.in_channels // 64))
+    def count(self, signs, conv, table, residual=None, out=None):
+        """The binary convolution of `signs` by `conv`, `Filters` or an XnorConv2d, and what follows it."""
+        kernel, sizes = _outputs(signs, conv)
         if native.has_tables():
-            kind, within = Kind.LOOKUP, 2 * np.arange(-(-conv.in_channels // 16))
-            weights = nibbles(weights, kernel, len(within))
-        offsets = _offsets(kernel, conv.padding, bits.row, bits.pixel, within, columns_last=kind == Kind.LOOKUP)
-        step = self.add(
-            kind, SOURCE=bits.address, SOURCE_ROW=conv.stride * bits.row, SOURCE_PIXEL=conv.stride * bits.pixel,
-            TAPS=len(offsets), OFFSETS=self.keep(offsets), WEIGHTS=self.keep(weights), TABLE=self.keep(DIFFERING_BITS),
-            COLUMNS=3 if kernel == 3 and conv.stride == 1 else 1,
-        )  # fmt: skip
-        self._bases(step, (bits.height, bits.width), sizes, kernel, conv)
+            offsets = _offsets(kernel, conv.padding, signs, 2 * np.arange(-(-conv.in_channels // 4)))
+            weights = nibbles(conv.blocks.numpy(), kernel, conv.in_channels)
+            step = self._windows(Kind.LOOKUP, signs, conv.stride, threes(offsets, 0)[:, 0], weights)
+            step |= {Field.TABLE: self.keep(DIFFERING_BITS), Field.NIBBLES_APART: signs.pixel if kernel == 3 else 2}
+        else:
+            offsets = _offsets(kernel, conv.padding, signs, 8 * np.arange(-(-conv.in_channels // 64)))
+            step = self._windows(Kind.COUNT, signs, conv.stride, offsets.reshape(-1), conv.blocks.numpy())
+        self._bases(step, (signs.height, signs.width), sizes, kernel, conv)
         return self._finishing(step, sizes, table, residual, out)
 
     def _bases(self, step, sizes_in, sizes, kernel, conv):
@@ -149,42 +149,59 @@ class Program:
         (H, W) of the output.
         """
         offsets, weights = taps
-        step = self.add(
-            kind, SOURCE=source.address, SOURCE_ROW=stride * source.row, SOURCE_PIXEL=stride * source.pixel,
-            TAPS=weights.shape[1], OFFSETS=self.keep(offsets), WEIGHTS=self.keep(weights),
-            OFFSETS_BLOCK=offsets.strides[0] if offsets.ndim == 2 else 0,
-        )  # fmt: skip
+        step = self._windows(kind, source, stride, offsets, weights)
+        if offsets.ndim == 2:
+            step[Field.OFFSETS_BLOCK] = offsets.strides[0]
         return self._finishing(step, size, table, residual, out)
+
+    def _windows(self, kind, source, stride, offsets, weights):
+        """Add a step of `kind` over windows of the source, whose taps lie at `offsets`, in bytes."""
+        return self.add(
+            kind, SOURCE=source.address, SOURCE_ROW=stride * source.row, SOURCE_PIXEL=stride * source.pixel,
+            TAPS=offsets.shape[-1], OFFSETS=self.keep(offsets), WEIGHTS=self.keep(weights),
+        )  # fmt: skip
 
     def copy(self, source, table, residual=None, out=None):
         """What follows a convolution, alone."""
         step = self.add(Kind.COPY, **_source(source))
         return self._finishing(step, (source.height, source.width), table, residual, out)
 
-    def signs(self, maps, shift=None, border=1):
-        """Bits of maps + shift >= 0, shift (C,), with a border: written with the maps where that is still possible."""
+    def signs(self, maps, conv, shift=None):
+        """What `count` reads for `conv` of maps + shift >= 0, shift (C,): bits, written with the maps where that is
+        still possible, or what PAIRS makes of them."""
         step = maps.step
         if step is None or "table" not in step or Field.BITS in step:
             self.copy(maps, neutral(maps.channels), out=maps)
             self.steps[-1] |= {Field.KIND: Kind.SIGNS, Field.OUT: 0}
             step = self.steps[-1]
-        return self._signs(step, shift, border)
+        return self._signs(step, shift, conv)
 
-    def shifted_signs(self, maps, shift, border):
+    def shifted_signs(self, maps, conv, shift):
         """The same with a shift that the call brings, maps that are the same everywhere."""
         self.copy(maps, neutral(maps.channels), shift, out=maps)
         self.steps[-1][Field.OUT] = 0
-        return self._signs(self.steps[-1], None, border)
+        return self._signs(self.steps[-1], None, conv)
 
-    def _signs(self, step, shift, border):
-        height, width, channels = step[Field.HEIGHT], step[Field.WIDTH], step["channels"]
-        words = -(-channels // 64)
-        row = 8 * words * (width + 2 * border)
-        address = self.memory(row * (height + 2 * border)) + border * (row + 8 * words)
-        bits = Maps(address, height, width, channels, row, 8 * words)
+    def _signs(self, step, shift, conv):
+        height, width, channels, border = step[Field.HEIGHT], step[Field.WIDTH], step["channels"], conv.padding
+        pixel = 2 * blocks_of(channels) if native.has_tables() else 8 * -(-channels // 64)
+        row = pixel * (width + 2 * border)
+        address = self.memory(row * (height + 2 * border + 1) + BYTES) + border * (row + pixel)  # PAIRS reads on
+        bits = Maps(address, height, width, channels, row, pixel)
         step["table"][Finish.SHIFT, :channels] = 0 if shift is None else shift
         step |= bits.fields("BITS")
-        return bits
+        return self._pairs(bits, conv) if native.has_tables() else bits
+
+    def _pairs(self, bits, conv):
+        border, (_, width) = conv.padding, _outputs(bits, conv)[1]
+        pixel, row = 4 * bits.pixel, 4 * bits.row  # of a byte two nibbles, of a nibble two bytes
+        address = self.memory(row * (bits.height + 2 * border) + BYTES) + border * row
+        step = self.add(
+            Kind.PAIRS, SOURCE=bits.address - border * bits.pixel, SOURCE_ROW=bits.row, OUT=address, OUT_ROW=row,
+            SOURCE_PIXEL=conv.stride * bits.pixel if width > 1 else 0,
+        )  # fmt: skip
+        self._chunks(step, bits.height, -(-bits.row // 8), 1)
+        return Maps(address + border * pixel, bits.height, bits.width, bits.channels, row, pixel)
 
     def forget(self, maps):
         """Only the bits of maps are needed: they are not written."""
@@ -274,12 +291,16 @@ def _source(source):
     return dict(SOURCE=source.address, SOURCE_ROW=source.row, SOURCE_PIXEL=source.pixel)
 
 
-def _offsets(kernel, padding, row, pixel, within, columns_last):
-    """int64 (kernel * kernel * len(within),): where the taps of a window lie, in bytes: row by row, and in a row column
-    by column; columns_last: part by part of the channels, the columns of each."""
+def _outputs(source, conv):
+    """(kernel, (H, W) of the output) of a binary convolution."""
+    kernel = math.isqrt(len(conv.tap_counts))
+    return kernel, [(size + 2 * conv.padding - kernel) // conv.stride + 1 for size in (source.height, source.width)]
+
+
+def _offsets(kernel, padding, maps, within):
+    """int64 (kernel, kernel, len(within)): where the taps of a window lie, in bytes."""
     at = np.arange(kernel) - padding
-    places = at[:, None, None] * row + at[:, None] * pixel + within
-    return (places.swapaxes(1, 2) if columns_last else places).astype(np.int64).reshape(-1)
+    return at[:, None, None] * maps.row + at[:, None] * maps.pixel + within
 
 
 class Instance:

@@ -62,9 +62,9 @@ def _conv_program(source, shape, filters, table, has):
     program, maps = Program(), maps_at(IN, source)
     if has[1]:
         shift = replace(maps, address=SHIFT, row=0, pixel=0)
-        signs = program.shifted_signs(maps, shift, filters.padding)
+        signs = program.shifted_signs(maps, filters, shift)
     else:
-        signs = program.signs(maps, border=filters.padding)
+        signs = program.signs(maps, filters)
     residual = maps_at(RESIDUAL, shape) if has[0] else None
     program.count(signs, filters, table.numpy(), residual, maps_at(OUT, shape))
     return program
