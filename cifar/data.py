@@ -42,14 +42,14 @@ class ImageSet:
 
 
 def load(
-    dataset, data_dir=None, download=False, image_size=None, progress=True, splits=("train", "test"), skip_corrupt=False
+    dataset, data_dir=None, download=False, image_size=None, progress=True, splits=("train", "test"), skip_corrupt=None
 ):
     """[ImageSet of each split], on the CPU.
 
     dataset: one of DATASETS; data_dir: where it lies (not for digits); image_size: N or (H, W), to which a folder's
     images are resized; by default they stay as they are. skip_corrupt: leave out, and name, a folder's images that
-    cannot be read. Raises UsageError for missing data, and for options that do not go with them; RunError for images
-    that cannot be used, or more than memory holds.
+    cannot be read; None: there is no such flag to name. Raises UsageError for missing data, and for options that do not
+    go with them; RunError for images that cannot be used, or more than memory holds.
     """
     if dataset not in DATASETS:
         raise UsageError(f"no data set {dataset!r}: give --dataset, one of {', '.join(DATASETS)}")

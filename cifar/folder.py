@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from modules.caches import user_cache
 from utils.command import RunError, UsageError, height_width, is_out_of_memory
-from utils.images import UnreadableImage, read_images, scan
+from utils.images import UnreadableImage, read_images, remedy, scan
 
 
-def load_split(root, split, image_size=None, progress=True, skip_corrupt=False):
+def load_split(root, split, image_size=None, progress=True, skip_corrupt=None):
     """images uint8 (N, 3, H, W), labels int64 (N,), classes and skipped (how many are left out) of root/split.
 
     image_size: N, (H, W), or None: as they are. Raises UsageError for missing data; RunError for an image that cannot
@@ -69,11 +69,12 @@ def _cached_images(folder, files, size, progress, skip_corrupt):
         except Exception:  # there is none, or it is damaged, in any of the ways a zip file can be
             continue
     else:
-        images, kept = decode_all(files, size, f"decoding {folder.name}", progress, skip_corrupt)
+        images, kept, may_pass = decode_all(files, size, f"decoding {folder.name}", progress, skip_corrupt)
         content = {"key": key, "images": images}
         if len(kept) < len(files):
             content |= {"key": f"{key} less corrupt", "kept": kept}
-        any(_store(cache, content) for cache in caches)
+        if not may_pass:
+            any(_store(cache, content) for cache in caches)
     left_out = sorted(set(range(len(files))) - set(kept.tolist()))
     if left_out:
         names = ", ".join(files[i] for i in left_out[:3]) + (", ..." if len(left_out) > 3 else "")
@@ -134,21 +135,22 @@ def _remove_unless_written(temporary):
 
 
 def decode_all(files, size, title, progress, skip_corrupt):
-    """(uint8 (N, 3, H, W), indices (N,) of the files that they are) of image files, resized to `size` (H, W) if any."""
+    """(uint8 (N, 3, H, W), indices (N,) of the files that they are, whether another time there may be more) of image
+    files, resized to `size` (H, W) if any."""
 
     def convert(image):
         if size and image.size != size[::-1]:
             image = image.resize(size[::-1], Image.Resampling.BILINEAR)
         return np.asarray(image)
 
-    images, kept, error = None, [], None
+    images, kept, error, may_pass = None, [], None, False
     with contextlib.closing(read_images(files, convert)) as decoded:
         bar = tqdm(decoded, title, len(files), unit="img", disable=None if progress else True)
         for i, image in enumerate(bar):
             if isinstance(image, UnreadableImage):
-                error = error or image
+                error, may_pass = error or image, may_pass or image.may_pass
                 if not skip_corrupt:
-                    raise RunError(f"{error}; --skip-corrupt leaves such images out")
+                    raise RunError(f"{error}{remedy(skip_corrupt)}")
                 continue
             if images is None:
                 with memory_for(len(files), image.shape):
@@ -162,4 +164,4 @@ def decode_all(files, size, title, progress, skip_corrupt):
             kept.append(i)
     if not kept:
         raise RunError(f"none of the {len(files)} images can be read: {error}")
-    return images[: len(kept)], np.array(kept)
+    return images[: len(kept)], np.array(kept), may_pass

@@ -26,7 +26,7 @@ from utils.training.initial import start_from
 from utils.training.resume import command_line, set_resume_folder, take_flags
 from utils.training.run import LAST, Run, check_new
 from utils.training.schedule import schedule
-from utils.training.step import build_step, new_network
+from utils.training.step import build_step, check_t_min, new_network
 from utils.training.teacher import NONE, check_resumed, load_teacher
 from utils.training.trainer import Trainer
 
@@ -93,6 +93,7 @@ def resolve(argv):
         check_resumed(args, stored)
     take_recipe(args, recipe(args.arch, args.method, args.activation_bits))
     check_ires_flags(args, given_flags(parser, argv))
+    check_t_min(args, given_flags(parser, argv))
     return args, stored
 
 
@@ -148,7 +149,8 @@ def main(argv=None):
         print(start_from(model, network, args.init_from, new_classes=True))
     teacher = None if args.teacher == NONE else load_teacher(args.teacher, classes, train.size, device)
 
-    with Run(args.output_dir, resume=stored is not None, command=command_line("cifar.train", argv)) as run:
+    last = stored and stored["last"]
+    with Run(args.output_dir, stored is not None, command_line("cifar.train", argv), last) as run:
         step = build_step(args, model.to(device))
         optimizer = SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
         scheduler = schedule(optimizer, "cosine", args.epochs, len(train), args.warmup_epochs)

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from utils.command import RunError, UsageError, is_out_of_memory
-from utils.images import UnreadableImage, read_image
+from utils.images import UnreadableImage, read_image, remedy
 from utils.training import distributed
 
 
@@ -52,6 +52,8 @@ class Images(Dataset):
                 break
             except UnreadableImage as error:
                 errors.append(str(error))
+            except RunError as error:
+                raise MemoryError(str(error)) from None  # out of a worker a RunError comes with all its traceback
         else:
             return None, label, errors
         with torch.random.fork_rng(devices=[]):
@@ -109,12 +111,13 @@ class Batches:
     train: every epoch has the images in a new order, without those that do not fill a last step; else each comes once,
     and `len` counts this rank's batches. skip_corrupt: images that cannot be read are left out of an evaluation, and
     replaced by the next in training; each is named once on standard error and counted in `skipped`. Without it they
-    raise RunError. Raises UsageError if the images are too few, or the batch does not divide.
+    raise RunError, which names the flag unless it is None. Raises UsageError if the images are too few, or the batch
+    does not divide.
     """
 
     def __init__(
         self, folder, transform, batch_size, device, *,
-        train=False, seed=0, accumulate=1, workers=0, skip_corrupt=False, dtype=torch.float32,
+        train=False, seed=0, accumulate=1, workers=0, skip_corrupt=None, dtype=torch.float32,
     ):  # fmt: skip
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
         self.count = len(folder)
@@ -142,7 +145,7 @@ class Batches:
         self.skipped = set()
         self.order = _Order()
         self.loader = DataLoader(
-            Images(folder, transform, seed, replace=train and skip_corrupt),
+            Images(folder, transform, seed, replace=train and bool(skip_corrupt)),
             batch_sampler=self.order,
             num_workers=workers,
             collate_fn=_collate,
@@ -210,7 +213,7 @@ class Batches:
     def _report(self, errors):
         for error in errors:
             if not self.skip_corrupt:
-                raise RunError(f"{error}; --skip-corrupt leaves such images out")
+                raise RunError(f"{error}{remedy(self.skip_corrupt)}")
             if error not in self.skipped:
                 self.skipped.add(error)
                 print(f"skipped: {error}", file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ process, or under torchrun in many: --batch-size counts the images of one optimi
 taken as it is given.
 """
 
+import os
 import sys
 from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
@@ -40,9 +41,9 @@ from utils.training.flags import (
 )
 from utils.training.initial import start_from
 from utils.training.resume import command_line, set_resume_folder, take_flags
-from utils.training.run import LAST, Run, check_new, check_whole
+from utils.training.run import LAST, SUMMARY, Run, check_new, check_whole
 from utils.training.schedule import SCHEDULES, schedule
-from utils.training.step import build_step, new_network
+from utils.training.step import build_step, check_t_min, new_network
 from utils.training.teacher import DEFAULT, NONE, TORCHVISION, check_resumed, load_teacher
 from utils.training.trainer import Trainer
 
@@ -136,6 +137,7 @@ def resolve(argv):
 def check_idle_flags(args, given):
     """Raise UsageError if a flag of `given` would change nothing beside the others."""
     check_ires_flags(args, given)
+    check_t_min(args, given)
     idle = [
         ("momentum", args.optimizer == "adam", "--optimizer sgd"),
         ("stage1_checkpoint", args.stage != "2", "--stage 2"),
@@ -162,7 +164,7 @@ def take_run(parser, argv, args):
         raise UsageError(f"{found} is not a checkpoint of imagenet.train")
     check_resumed(args, stored)
     if args.resume:
-        folder = found.parent if stored["stage"] == "single" else found.parent.parent
+        folder = found.parent if stored["stage"] == "single" else Path(os.path.normpath(found.parent / ".."))
         set_resume_folder(folder, parser, argv, args)
         own = run_folders(args.stage, args.output_dir)[stored["stage"]]
         if own.resolve() != found.parent.resolve():
@@ -226,6 +228,9 @@ def main(argv=None):
                 stages = stages[stages.index(stored["stage"]) :]
             for stage in stages[stored is not None :]:  # from a checkpoint its own stage goes on
                 (check_whole if is_resuming(args) else check_new)(folders[stage])
+                if stored is not None and (folders[stage] / LAST).exists():
+                    begun = f"stage {stage} has begun from it, in {folders[stage]}"
+                    raise UsageError(f"--resume {args.resume}: {begun}: resume that, or move it away")
         distributed.mark_begun()
         with distributed.fail_together():
             batches = build_batches(args, device)
@@ -277,7 +282,7 @@ def train_stage(given, stage, folder, batches, teacher, stored, argv):
             lines += initial_weights(args, stage, folder, model, network)
         # A job that died before its first checkpoint leaves a folder that holds no training to go on from.
         resume = stored is not None or (is_resuming(args) and not (folder / LAST).exists())
-        run = Run(folder, resume, command_line("imagenet.train", argv))
+        run = Run(folder, resume, command_line("imagenet.train", argv), stored and stored["last"])
     with run:
         with distributed.fail_together():
             step = build_step(args, model.to(train.device))
@@ -301,6 +306,8 @@ def initial_weights(args, stage, folder, model, network):
             raise UsageError(
                 f"stage 2 starts from stage 1's weights, and there are none at {stage1}: train --stage 1 first"
             )
+        if not args.stage1_checkpoint and not (stage1.parent / SUMMARY).exists():
+            raise UsageError(f"stage 1 in {stage1.parent} is not finished: --resume it, or name --stage1-checkpoint")
         bits = dict(zip(("weight_bits", "activation_bits"), STAGES["1"]))
         return [start_from(model, network | bits, stage1)]
     return [start_from(model, network, args.init_from, new_classes=True)] if args.init_from else []

@@ -60,3 +60,9 @@ def make_tree(root, train_per_class, val_per_class, seed=0, low=48, high=120, pl
                 size = tuple(int(s) for s in rng.integers(low, high, 2))
                 save(draw(name, size, rng), folder / f"{i}.jpg", 9 if plain else i % 10)
     return root
+
+
+def flags(tree, output, *argv):
+    """Flags of imagenet.train, as texts."""
+    common = ["--data-dir", tree, "--output-dir", output, "--workers", 0, "--no-progress", "--device", "cpu"]
+    return [str(a) for a in (*common, *argv)]

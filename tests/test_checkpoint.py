@@ -95,7 +95,7 @@ def test_average_by_command(paths, tmp_path, tiny_folder, fails):
     averaged = checkpoint.read(out)
     assert averaged["averaged"] == [str(path) for path in paths]
     assert averaged["data"] == {"classes": ["dark", "light"], "image_size": [48, 48]}
-    command.main(["average", str(out), *map(str, paths), *where, "--image-size", "40", "--force"])
+    command.main(["average", str(out), *map(str, paths), *where, "--image-size", "40", "--force", "--skip-corrupt"])
     assert checkpoint.read(out)["data"]["image_size"] == [40, 40]
     assert not checkpoint.load_model(out).training
 

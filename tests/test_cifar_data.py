@@ -13,6 +13,7 @@ from conftest import write_images
 from PIL import Image
 
 from cifar import data, folder
+from utils import images
 from utils.command import RunError, UsageError
 from utils.images import scan
 
@@ -169,7 +170,23 @@ def test_corrupt_images_are_left_out_on_request(tmp_path, capsys):
         assert train.labels.tolist() == [0, 0, 1, 1, 1]
         assert "skipped: 2 images that cannot be read" in capsys.readouterr().err
     with pytest.raises(RunError, match=r"dark/0\.png is not an image .*--skip-corrupt"):
-        data.load("folder", tmp_path, progress=False)
+        data.load("folder", tmp_path, progress=False, skip_corrupt=False)
+
+
+def test_an_image_that_the_system_refuses_for_once_is_not_left_out_for_ever(tmp_path, monkeypatch):
+    write_images(tmp_path / "train", 3)
+    whole = images.Image.open
+
+    def refuse(path):
+        if str(path).endswith("dark/1.png"):
+            raise PermissionError(13, "Permission denied")
+        return whole(path)
+
+    monkeypatch.setattr(images.Image, "open", refuse)
+    options = {"progress": False, "splits": ("train",), "skip_corrupt": True}
+    assert len(data.load("folder", tmp_path, **options)[0]) == 5
+    monkeypatch.undo()
+    assert len(data.load("folder", tmp_path, **options)[0]) == 6
 
 
 def interrupted_savez(file, **content):

@@ -1,13 +1,12 @@
-"""imagenet.train: recipes, teachers, stages, resumption, mistakes."""
+"""imagenet.train: recipes, teachers, two stages, mistakes."""
 
 import json
-import os
-import signal
 from argparse import Namespace
+from urllib.error import URLError
 
 import pytest
 import torch
-from image_tree import COLORS, make_tree
+from image_tree import COLORS, flags, make_tree
 from torch import nn
 from torchvision.models import resnet34
 
@@ -16,10 +15,10 @@ from imagenet import eval as evaluation
 from models import build_model
 from utils import checkpoint
 from utils.command import RunError, UsageError
+from utils.training import teacher
 from utils.training.initial import start_from
 from utils.training.losses import cross_entropy, distillation
 from utils.training.schedule import schedule as make_schedule
-from utils.training.signals import StopSignal
 from utils.training.teacher import load_teacher
 from utils.training.trainer import Trainer
 
@@ -185,11 +184,6 @@ def test_stage_2_starts_from_stage_1_and_names_what_is_new(tmp_path):
         start_from(model, first, path)
 
 
-def flags(tree, output, *argv):
-    common = ["--data-dir", tree, "--output-dir", output, "--workers", 0, "--no-progress", "--device", "cpu"]
-    return [str(a) for a in (*common, *argv)]
-
-
 def test_two_stages_from_a_trained_teacher(tree, tmp_path, monkeypatch, capsys):
     """The smallest real run: a full-precision teacher, both stages with IRes and distillation, and the evaluation."""
     short = ["--image-size", 64, "--batch-size", 10, "--epochs", 3]
@@ -223,90 +217,6 @@ def test_two_stages_from_a_trained_teacher(tree, tmp_path, monkeypatch, capsys):
     assert (result["top1"], result["images"]) == (summaries[1]["top1_last"], 60)
 
 
-TINY = [
-    "--image-size",
-    32,
-    "--batch-size",
-    8,
-    "--epochs",
-    2,
-    "--teacher",
-    "none",
-    "--deterministic",
-    "--stage",
-    "single",
-]
-
-
-def same_runs(one, other):
-    assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
-    models = [checkpoint.read(folder / "last.pt")["model"] for folder in (one, other)]
-    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
-
-
-def test_resuming_at_the_exact_sample(small_tree, tmp_path, monkeypatch, capsys):
-    train.main(flags(small_tree, tmp_path / "whole", *TINY, "--variant", "d"))
-    interrupted = flags(small_tree, tmp_path / "parts", *TINY, "--variant", "d", "--checkpoint-minutes", 1e-6)
-    step = torch.optim.Adam.step
-    steps = []
-
-    def interrupting_step(self, *args, **kwargs):
-        steps.append(None)
-        if len(steps) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)  # is answered after the step
-        if len(steps) == 5:
-            raise KeyboardInterrupt  # as sudden as kill -9: nothing is saved any more
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", interrupting_step)
-    for status in (143, 130, None):
-        if status is None:
-            train.main([*interrupted, "--resume"])
-        else:
-            with pytest.raises(SystemExit) as stopped:
-                train.main([*interrupted, *(["--resume"] if steps else [])])
-            assert stopped.value.code == status
-    output = capsys.readouterr()
-    assert "stopped by SIGTERM" in output.err
-    assert "resuming after epoch 0 of 2, step 2 of 3 of the next" in output.out
-    assert "resuming after epoch 1 of 2, step 1 of 3 of the next" in output.out
-    same_runs(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_the_latest_stage_is_resumed(small_tree, tmp_path, monkeypatch, capsys, fails):
-    short = [*TINY[:-2], "--epochs", 1, "--stage", "both", "--method", "bnn"]
-    monkeypatch.setattr(StopSignal, "received", signal.SIGTERM)
-    with pytest.raises(SystemExit):
-        train.main(flags(small_tree, tmp_path / "run", *short))
-    monkeypatch.undo()
-    train.main(flags(small_tree, tmp_path / "run", "--resume"))
-    output = capsys.readouterr().out
-    assert "resuming after epoch 0 of 1, step 1 of 3 of the next" in output
-    assert (output.count("stage 1: "), output.count("stage 2: ")) == (2, 1)
-    train.main(flags(small_tree, tmp_path / "run", "--auto-resume"))
-    output = capsys.readouterr().out
-    assert "resuming after epoch 1 of 1" in output
-    assert (output.count("stage 1: "), output.count("stage 2: ")) == (0, 1)
-    (tmp_path / "run" / "stage2" / "last.pt").unlink()  # what is left of stage 2 is not trained over
-    best = tmp_path / "run" / "stage2" / "best.pt"
-    assert f"--resume {best}" in fails(train.main, *flags(small_tree, tmp_path / "run", "--auto-resume"))[1]
-    train.main(["--data-dir", str(small_tree), "--resume", str(best), "--no-progress"])
-
-
-def test_a_stage_goes_on_in_its_own_folder_alone(small_tree, tmp_path, fails):
-    """Another run may have the name that the stage's folder would have."""
-    short = [*TINY[:-2], "--epochs", 1, "--stage", "1", "--method", "bnn"]
-    train.main(flags(small_tree, tmp_path / "run", *short))
-    (tmp_path / "run" / "stage1").rename(tmp_path / "run" / "kept")
-    assert fails(train.main, "--resume", tmp_path / "run" / "kept" / "last.pt") == (
-        2, f"error: stage 1 of a run goes on in a folder stage1, not {tmp_path}/run/kept"
-    )  # fmt: skip
-    assert not (tmp_path / "run" / "stage1").exists()
-    (tmp_path / "run" / "kept").rename(tmp_path / "run" / "stage2")
-    both = flags(small_tree, tmp_path / "run", *short[:-4], "--stage", "both", "--data-dir", tmp_path / "none")
-    assert "stage2 already holds a run" in fails(train.main, *both)[1]
-
-
 def test_mistakes_are_one_line(small_tree, tmp_path, fails):
     run = flags(small_tree, tmp_path / "run", "--image-size", 32, "--batch-size", 8, "--epochs", 1, "--teacher", "none")
     assert fails(train.main, *run, "--stage", "2") == (
@@ -329,6 +239,19 @@ def test_mistakes_are_one_line(small_tree, tmp_path, fails):
         assert line in fails(train.main, *run, *changed)[1]
     evaluate = ("--checkpoint", tmp_path / "none.pt", "--data-dir", small_tree)
     assert "no checkpoint at" in fails(evaluation.main, *evaluate)[1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), [(URLError("no network"), "no network"), (EOFError("Ran out of input"), "Ran out of input"),
+                         (RuntimeError("invalid hash value"), "invalid hash value")],
+)  # fmt: skip
+def test_a_teacher_that_cannot_be_fetched_is_one_line(damage, said, monkeypatch):
+    def fail(name, **options):
+        raise damage
+
+    monkeypatch.setattr(teacher, "_torchvision_network", fail)
+    with pytest.raises(RunError, match=f"cannot download resnet34's weights: .*--teacher-weights PATH.*{said}"):
+        load_teacher("resnet34", range(1000), (32, 32), CPU)
 
 
 @pytest.mark.parametrize("method", ["bireal", "irnet", "rbnn", "adabin"])

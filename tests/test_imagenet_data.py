@@ -219,11 +219,14 @@ def test_workers_end_at_their_trainers_sigterm_alone(small_tree, monkeypatch):
         assert worker.exitcode == 0
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("unable to mmap: Cannot allocate memory")])
-def test_want_of_memory_in_loading_says_what_helps(small_tree, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("error", "workers"),
+    [(MemoryError(), 0), (RuntimeError("unable to mmap: Cannot allocate memory"), 0), (RunError("out of memory"), 1)],
+)
+def test_want_of_memory_in_loading_says_what_helps(small_tree, monkeypatch, error, workers):
     def too_large(path):
         raise error
 
     monkeypatch.setattr(batches, "read_image", too_large)
-    with pytest.raises(RunError, match=r"out of memory while loading images: 0 workers .* fewer --workers"):
-        list(build(small_tree).epoch(0))
+    with pytest.raises(RunError, match=f"^out of memory while loading images: {workers} workers .* fewer --workers"):
+        list(build(small_tree, workers=workers).epoch(0))

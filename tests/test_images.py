@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import write_images
 from image_tree import ORIENTATION
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
 
 from cifar import data as small
@@ -40,6 +40,8 @@ def test_more_than_8_bits_are_refused_rather_than_clipped(mode, suffix, family, 
     write_images(tmp_path / "test", 1)
     Image.new(mode, (32, 32)).save(tmp_path / "test" / "dark" / f"deep.{suffix}")
     with pytest.raises(RunError, match=rf"deep\.{suffix} has more than 8 bits per channel.*--skip-corrupt"):
+        load(tmp_path, family, skip_corrupt=False)
+    with pytest.raises(RunError, match=r"convert it to 8$"):  # of a command without the flag
         load(tmp_path, family)
 
 
@@ -60,6 +62,31 @@ def test_an_image_is_turned_upright_and_made_rgb(tmp_path):
     Image.new("LA", (20, 10)).convert("L").save(tmp_path / "x.jpg", exif=exif)
     image = read_image(tmp_path / "x.jpg")
     assert (image.mode, image.size) == ("RGB", (10, 20))
+
+
+def test_damaged_exif_data_lose_no_image(tmp_path):
+    image = Image.new("RGB", (20, 10))
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[0x0213] = 6, 1  # YCbCrPositioning, two bytes long
+    content = exif.tobytes()
+    image.save(tmp_path / "x.jpg", exif=content.replace(b"\x02\x13\x00\x03", b"\x02\x13\x00\x01"))
+    with Image.open(tmp_path / "x.jpg") as odd, pytest.raises(struct.error):
+        ImageOps.exif_transpose(odd)
+    assert read_image(tmp_path / "x.jpg").size == (10, 20)
+    image.save(tmp_path / "x.png", exif=b"Exif\0\0no EXIF data")
+    assert read_image(tmp_path / "x.png").size == (20, 10)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_images_are_turned_as_pillow_turns_them(orientation, suffix, tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"x.{suffix}", exif=exif)
+    with Image.open(tmp_path / f"x.{suffix}") as image:
+        expected = ImageOps.exif_transpose(image).convert("RGB")
+    assert np.array_equal(read_image(tmp_path / f"x.{suffix}"), expected)
 
 
 def test_any_damage_is_one_error(tmp_path):

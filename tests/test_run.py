@@ -1,4 +1,4 @@
-"""A run's folder: one process at a time, nothing lost, and a checkpoint that is damaged is never gone on from."""
+"""A run that is interrupted loses nothing, and a checkpoint that is damaged is never gone on from."""
 
 import copy
 import json
@@ -21,9 +21,7 @@ from models import build_model
 from utils import checkpoint
 from utils.checkpoint import load_model
 from utils.command import RunError, UsageError
-from utils.files import output_path, replacing
 from utils.training import runtime
-from utils.training.run import Run
 from utils.training.signals import StopSignal
 
 ROOT = Path(__file__).parent.parent
@@ -42,56 +40,11 @@ def finished(tiny_folder, tmp_path_factory):
     return out
 
 
-# ---------------------------------------------------------------- one process at a time
-
-
-def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
-    code = "import sys, time; from utils.training.run import Run; run = Run(sys.argv[1]); print(); time.sleep(99)"
-    other = subprocess.Popen([sys.executable, "-uc", code, tmp_path / "run"], cwd=ROOT, stdout=subprocess.PIPE)
-    other.stdout.readline()
-    with pytest.raises(UsageError, match=f"another process .{other.pid} on .* is training in"):
-        Run(tmp_path / "run")
-    other.kill()
-    other.wait()
-    with Run(tmp_path / "run"):
-        pass
-
-
 def test_torchrun_is_refused(tmp_path, fails, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, line = fails(train.main, "--dataset", "digits", "--output-dir", tmp_path / "run")
     assert (status, "without torchrun" in line) == (2, True)
-
-
-def test_temporary_files_are_the_processs_own_and_go(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("before")
-
-    def fail():
-        with replacing(path) as temporary:
-            assert str(os.getpid()) in temporary.name
-            temporary.write_text("half")
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    assert path.read_text() == "before"
-
-
-def test_only_regular_files_are_replaced(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    os.mkfifo(tmp_path / "pipe")
-    for name in ("link", "pipe", "."):
-        with pytest.raises(UsageError, match="not a regular file"):
-            output_path(tmp_path / name, force=True)
-    with pytest.raises(UsageError, match="not a regular file"):
-        output_path("/dev/null", force=True)
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="--force"):
-        output_path(tmp_path / "file")
-    assert output_path(tmp_path / "file", force=True) == tmp_path / "file"
 
 
 # ---------------------------------------------------------------- interruptions
@@ -315,6 +268,16 @@ def test_a_teacher_gives_the_targets(finished, tmp_path, tiny_folder, fails):
     assert "has 2 classes, the data have 10" in line
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_teacher_of_another_precision(dtype, finished, tmp_path, tiny_folder):
+    stored = checkpoint.read(finished / "last.pt")
+    model = {name: value.to(dtype) if value.is_floating_point() else value for name, value in stored["model"].items()}
+    checkpoint.save(tmp_path / "teacher.pt", {"network": stored["network"], "data": stored["data"], "model": model})
+    flags = ["--data-dir", tiny_folder, "--dataset", "folder", "--epochs", 1, *QUICK]
+    run(*flags, "--teacher", tmp_path / "teacher.pt", "--output-dir", tmp_path / "student")
+    assert (tmp_path / "student" / "summary.json").exists()
+
+
 def test_a_teacher_that_does_not_take_the_images_is_refused(tmp_path, fails):
     network = {"arch": "vgg_small", "image_size": 64}
     checkpoint.save(tmp_path / "teacher.pt", {"network": network, "model": build_model(**network).state_dict()})
@@ -339,6 +302,12 @@ def test_a_finished_run_that_goes_on_is_no_longer_finished(finished, tmp_path, m
 def test_flags_of_ires_without_it_are_refused(flags, tmp_path, fails):
     status, line = fails(train.main, "--dataset", "digits", *flags, "--output-dir", tmp_path / "no")
     assert (status, f"{flags[0]} goes with --ires" in line) == (2, True)
+
+
+def test_t_min_goes_with_an_estimator_that_has_a_t(fails):
+    status, line = fails(train.main, "--dataset", "digits", "--t-min", "0.1")
+    assert (status, "--t-min goes with a --method whose estimators have a t" in line) == (2, True)
+    assert train.resolve(["--method", "irnet", "--t-min", "0.1"])[0].t_min == 0.1
 
 
 def test_compiling_without_a_compiler(monkeypatch):

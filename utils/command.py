@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **kwargs)
 
     def error(self, message):
-        self.exit(2, f"error: {message} (see python -m {self.prog} --help)\n")
+        raise UsageError(f"{message} (see python -m {self.prog} --help)")  # `command` answers it
 
 
 def command(main):
@@ -142,22 +142,6 @@ def available_cpus():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def positive_int(text):
-    """argparse type: an integer of 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
-    return value
-
-
-def non_negative_int(text):
-    """argparse type: an integer of 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {value}")
-    return value
-
-
 def bounded_int(low, high):
     """An argparse type: an integer in [low, high]."""
 
@@ -172,6 +156,10 @@ def bounded_int(low, high):
     return parse
 
 
+positive_int = bounded_int(1, 2**63 - 1)
+"""argparse type: an integer of 1 or more."""
+non_negative_int = bounded_int(0, 2**63 - 1)
+"""argparse type: an integer of 0 or more."""
 side = bounded_int(1, 16_384)
 """argparse type: a side of square images, in pixels."""
 threads = bounded_int(1, 4096)
@@ -207,14 +195,6 @@ def non_negative_float(text):
     return value
 
 
-def seed(text):
-    """argparse type: an integer in [0, 2^63)."""
-    value = non_negative_int(text)
-    if value >= 2**63:
-        raise argparse.ArgumentTypeError("must be below 2^63")
-    return value
-
-
 def ede_t(text):
     """argparse type: EDE's t, from 1e-6 to 10, where it ends."""
     value = float(text)
@@ -231,7 +211,16 @@ def fraction(text):
     return value
 
 
-for _type, _name in ((positive_int, "int"), (non_negative_int, "int"), (seed, "int"), (positive_float, "float")):
-    _type.__name__ = _name  # what argparse calls the type in "invalid int value: 'x'"
-image_size.__name__ = "size"
-non_negative_float.__name__ = fraction.__name__ = ede_t.__name__ = "float"
+def folder(text):
+    """argparse type: the path of a folder to write to."""
+    if not text:
+        raise argparse.ArgumentTypeError("needs a folder")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # TensorBoard takes no other
+        raise argparse.ArgumentTypeError("must have a name in UTF-8") from None
+    return text
+
+
+image_size.__name__ = "size"  # what argparse calls the type in "invalid size value: 'x'"
+positive_float.__name__ = non_negative_float.__name__ = fraction.__name__ = ede_t.__name__ = "float"

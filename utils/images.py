@@ -5,7 +5,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from utils.command import RunError, UsageError
 
@@ -14,8 +14,28 @@ STD = (0.229, 0.224, 0.225)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
+_TURN = Image.Transpose
+_UPRIGHT = {
+    2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE, 6: _TURN.ROTATE_270,
+    7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
+}  # fmt: skip
+"""EXIF's orientation -> what undoes it."""
+
+
 class UnreadableImage(RunError):
-    """A file that holds no image, a damaged one, or one of more than 8 bits per channel; the text names it."""
+    """A file that holds no image, a damaged one, or one of more than 8 bits per channel; the text names it.
+
+    may_pass: the system refused to read the file, which it may do another time.
+    """
+
+    def __init__(self, message, may_pass=False):
+        super().__init__(message)
+        self.may_pass = may_pass
+
+
+def remedy(skip_corrupt):
+    """What a line about an UnreadableImage ends with; skip_corrupt: the flag's value, None if a command has none."""
+    return "" if skip_corrupt is None else "; --skip-corrupt leaves such images out"
 
 
 def read_image(path):
@@ -51,7 +71,7 @@ def _read(path):
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):  # Pillow would clip them to white or black
                 raise UnreadableImage(f"{path} has more than 8 bits per channel: convert it to 8")
-            image = ImageOps.exif_transpose(image)
+            image = _upright(image)
             if "transparency" in image.info:
                 image = image.convert("RGBA")  # a palette with transparency has no direct way to RGB
             return image.convert("RGB")
@@ -60,7 +80,18 @@ def _read(path):
     except MemoryError:
         raise RunError(f"out of memory while reading {path}: run fewer processes, or make the image smaller") from None
     except Exception as error:  # a damaged file can fail anywhere in Pillow
-        raise UnreadableImage(f"{path} is not an image that can be read ({type(error).__name__})") from None
+        may_pass = getattr(error, "errno", None) is not None and not isinstance(error, FileNotFoundError)
+        raise UnreadableImage(f"{path} is not an image that can be read ({type(error).__name__})", may_pass) from None
+
+
+def _upright(image):
+    """The image turned as its EXIF orientation says. Pillow's own function fails if any other tag is damaged."""
+    image.load()  # turns a TIFF
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged EXIF data can fail anywhere, too: the pixels are sound
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def scan(folder):

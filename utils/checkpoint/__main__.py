@@ -20,7 +20,7 @@ from utils.checkpoint import (
     save,
 )
 from utils.checkpoint.average import average
-from utils.command import Parser, RunError, answering, command, image_size, positive_int
+from utils.command import Parser, RunError, answering, command, image_size, non_negative_int, positive_int
 from utils.files import output_path
 from utils.training.evaluation import check_classes
 from utils.training.runtime import choose_device
@@ -75,8 +75,9 @@ def build_parser():
     sub.add_argument("--dataset", choices=data.DATASETS, help="default: the first network's own")
     sub.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
     sub.add_argument("--image-size", type=image_size, metavar="SIZE", help="resize a folder's images: N or HxW")
+    sub.add_argument("--skip-corrupt", action="store_true", help="go on without a folder's images that cannot be read")
     sub.add_argument("--batch-size", type=positive_int, default=128)
-    sub.add_argument("--seed", type=int, default=0, help="of the augmentation")
+    sub.add_argument("--seed", type=non_negative_int, default=0, help="of the augmentation")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     sub.add_argument("--force", action="store_true", help="replace OUT if it exists")
     return parser
@@ -88,7 +89,7 @@ def average_on_training_images(args):
     first = read_contents(args.paths[0])
     if first.family != CIFAR:
         raise RunError(f"{first.path} holds a network for ImageNet: only networks for small images are averaged")
-    train, dataset = data.load_for(first, args, "train")
+    train, dataset = data.load_for(first, args, "train", skip_corrupt=args.skip_corrupt)
     check_classes(first, train.classes)
     batches = data.Batches(train, args.batch_size, device, train=True, seed=args.seed, dtype=dtype_of(first.state))
     with answering(f"{first.path} does not fit {dataset}'s images"):

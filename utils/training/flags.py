@@ -8,12 +8,12 @@ from modules.restriction import VARIANTS as IRES_VARIANTS
 from utils.command import (
     UsageError,
     ede_t,
+    folder,
     fraction,
     non_negative_float,
     non_negative_int,
     positive_float,
     positive_int,
-    seed,
 )
 from utils.training.runtime import AMP
 
@@ -63,7 +63,7 @@ def add_training_flags(parser):
     group.add_argument("--momentum", type=fraction)
     group.add_argument("--weight-decay", type=non_negative_float)
     group.add_argument("--t-min", type=ede_t, help="EDE's and RBNN's t in the first epoch")
-    group.add_argument("--seed", type=seed, default=0)
+    group.add_argument("--seed", type=non_negative_int, default=0)
     return group
 
 
@@ -111,7 +111,7 @@ def add_runtime_flags(parser):
         group, "--compile", kept=True, choices=("auto", "off", "on"), default="auto", help="torch.compile the step"
     )
     group.add_argument("--deterministic", action="store_true", help="the same bits in every run")
-    runtime_flag(group, "--output-dir", metavar="DIR", default="runs/latest", help="the run's folder")
+    runtime_flag(group, "--output-dir", type=folder, metavar="DIR", default="runs/latest", help="the run's folder")
     runtime_flag(group, "--resume", nargs="?", const="", metavar="PATH", help="go on; default: --output-dir's last.pt")
     runtime_flag(
         group,

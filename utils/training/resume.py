@@ -9,7 +9,7 @@ import torch
 from utils import checkpoint
 from utils.command import RunError, UsageError
 from utils.training.flags import given_flags, resume_rule
-from utils.training.run import LAST, check_whole
+from utils.training.run import LAST, check_whole, last_of
 
 FIELDS = {
     "args": dict,
@@ -39,10 +39,14 @@ def command_line(module, argv):
 
 
 def read_run(path):
-    """What the checkpoint of a run at `path` holds. Raises RunError unless training can go on from it."""
+    """What the checkpoint of a run at `path` holds, and as `last` what `last_of` gave of its folder before.
+
+    Raises RunError unless training can go on from it.
+    """
     path = Path(path)
     if path.name == LAST:
         check_whole(path.parent)
+    last = last_of(path.parent)
     stored = checkpoint.read(path)
     if not checkpoint.is_ours(stored) or not stored.keys() >= FIELDS.keys():
         raise RunError(f"{path} is not a checkpoint that training can go on from")
@@ -52,7 +56,7 @@ def read_run(path):
         wrong = _impossible(stored)
     if wrong:
         raise RunError(f"{path} is damaged: no run has saved such {', '.join(wrong)}")
-    return stored
+    return stored | {"last": last}
 
 
 def _impossible(stored):

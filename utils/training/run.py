@@ -25,8 +25,6 @@ LOCK = ".lock"
 
 def check_new(folder):
     """Raise UsageError if no new run can begin in the folder, as it holds one."""
-    if not str(folder):
-        raise UsageError("--output-dir needs a folder")
     stored = [name for name in (LAST, BEST, METRICS, SUMMARY) if os.path.exists(Path(folder, name))]
     if stored:
         raise UsageError(f"{folder} already holds a run ({stored[0]}): add --resume, or give another --output-dir")
@@ -41,15 +39,25 @@ def check_whole(folder):
         raise RunError(f"no checkpoint at {last}, but {summary}: give another --output-dir")
 
 
+def last_of(folder):
+    """What tells the folder's last.pt from a later one; () if there is none."""
+    try:
+        status = os.stat(Path(folder, LAST))
+    except FileNotFoundError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class Run:
     """The folder of one run, which no other process may train in meanwhile: use it in a `with` block.
 
     folder: made if it is missing. A new run refuses a folder that already holds one; a resumed run continues in it.
-    command: the command line, kept in args.json. Raises UsageError for a folder that holds a run, or is in use;
-    RunError for one that cannot be written.
+    command: the command line, kept in args.json. last: what `last_of` gave before the checkpoint to go on from was
+    read. Raises UsageError for a folder that holds a run, is in use, or went on since then; RunError for one that
+    cannot be written.
     """
 
-    def __init__(self, folder, resume=False, command=None):
+    def __init__(self, folder, resume=False, command=None, last=None):
         if not resume:
             check_new(folder)
         self.folder = Path(folder)
@@ -60,6 +68,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             if distributed.is_main():
                 self._lock = self._locked()
+                self._clean(last)
         except OSError as error:
             raise RunError(f"cannot write to --output-dir {folder}: {error.strerror}") from None
 
@@ -78,6 +87,15 @@ class Run:
         lock.write(f"{os.getpid()} on {platform.node()}")
         lock.flush()
         return lock
+
+    def _clean(self, last):
+        """Remove what a killed process left half written: nobody else writes here while this one holds the lock."""
+        if last is not None and last != last_of(self.folder):
+            self.close()
+            raise UsageError(f"another process has trained in {self.folder} meanwhile: --resume once more")
+        for name in (LAST, BEST, METRICS, ARGS, SUMMARY):
+            for half in self.folder.glob(f".{name}.*.tmp"):
+                half.unlink()
 
     def close(self):
         if self._lock:

@@ -5,6 +5,7 @@ from functools import partial
 from models import build_model
 from modules.restriction import PlainLoss, ThriftyIResLoss
 from utils.command import UsageError
+from utils.training.flags import network_config
 from utils.training.losses import cross_entropy, distillation
 from utils.training.teacher import NONE
 
@@ -15,6 +16,14 @@ def new_network(network):
         return build_model(**network)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def check_t_min(args, given):
+    """Raise UsageError if --t-min is among the given flags, {name: value}, and no estimator of the network has a t."""
+    if "t_min" in given:
+        bits = {"weight_bits": args.weight_bits or 1, "activation_bits": args.activation_bits or 1}
+        if not any(hasattr(module, "t_min") for module in new_network(network_config(args, **bits)).modules()):
+            raise UsageError(f"--t-min goes with a --method whose estimators have a t: {args.method}'s have none here")
 
 
 def build_step(args, model):

@@ -1,17 +1,20 @@
 """The network whose predictions a student learns: a checkpoint of ours or a release, or a ResNet of torchvision."""
 
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
+from pickle import UnpicklingError
 
 import torch
 
 from utils import checkpoint
 from utils.checkpoint.network import check_takes
-from utils.command import RunError, UsageError
+from utils.command import RunError, UsageError, answering
 
 TORCHVISION = ("resnet34", "resnet50", "resnet101")
 DEFAULT = "default"
 NONE = "none"
+DOWNLOAD_ERRORS = (OSError, HTTPException, RuntimeError, EOFError, UnpicklingError)
+"""What torch.hub raises where there is no network, the connection ends early, or its file is damaged."""
 
 
 class Teacher:
@@ -21,7 +24,7 @@ class Teacher:
     """
 
     def __init__(self, model, device):
-        self.model = model.eval().requires_grad_(False).to(device)
+        self.model = model.eval().requires_grad_(False).float().to(device)  # its file may hold another precision
         for module in model.modules():
             if isinstance(module, torch.nn.Conv2d):
                 module.to(memory_format=torch.channels_last)  # as the images are
@@ -45,10 +48,9 @@ def load_teacher(name, classes, size, device, weights=DEFAULT):
         _check_classes(name, model.fc.out_features, contents.data.get("classes"), classes)
     elif weights == DEFAULT:
         _check_classes(name, 1000, None, classes)
-        try:
+        damaged = f"or give --teacher-weights PATH, or remove what is damaged in {torch.hub.get_dir()}"
+        with answering(f"cannot download {name}'s weights: try again, {damaged}", errors=DOWNLOAD_ERRORS):
             model = _torchvision_network(name, weights="DEFAULT")
-        except URLError as error:
-            raise RunError(f"cannot download {name}'s weights ({error}): give --teacher-weights PATH") from None
     else:
         state = checkpoint.read(weights)
         state = state.get("model", state) if isinstance(state, dict) else {}  # torchvision's training keeps more
