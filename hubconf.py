@@ -27,14 +27,16 @@ dependencies = ["torch"]
 def _network(method, arch, checkpoint, weight_bits, activation_bits, network):
     """A network of `method`: a checkpoint's, in evaluation mode, or one with random weights, in training mode."""
     if checkpoint is None:
-        bits = {"weight_bits": weight_bits or 1, "activation_bits": activation_bits or 1}
-        return _build_model(arch or "resnet20", method=method, **bits, **network)
+        bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+        given = {name: value for name, value in bits.items() if value is not None}
+        return _build_model(arch or "resnet20", method=method, **given, **network)
     model, contents = _open_model(checkpoint, weight_bits, activation_bits, network.get("structure"))
     stored = _describe_network(**contents.network)
     requested = {"method": method, "arch": arch, **network}
     family = requested.pop("dataset", None) and _family_of(network["dataset"])  # it may come from any of its family
     for name, value in {**requested, "family": family}.items():
-        own = getattr(stored, name, contents.network.get(name))
+        own = getattr(stored, name, None)
+        own = contents.network.get(name) if own is None else own
         if value is not None and own != value:
             raise _UsageError(f"{checkpoint} has {name} {own}, not {value}")
     return model

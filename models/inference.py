@@ -17,11 +17,12 @@ from modules.binarize import AdaptiveSign
 from modules.conv import BinaryConv2d
 from modules.inference import native
 from modules.inference.bits import pack_signs, unpack_signs
-from modules.inference.runtime import Prepared, kernels
+from modules.inference.runtime import FLOATS, Prepared, kernels
 from modules.inference.threads import operators_that_end
 from modules.inference.values import ValuesConv2d, finish_after
 from modules.inference.xnor import Finish, XnorConv2d, batch_norm_affine
 from modules.recovery import CIRec
+from modules.weights import ChannelScale, LibraPB
 
 
 class UnpackedConv2d(Prepared):
@@ -223,11 +224,11 @@ def _plain(layer):
     if len(layer) == 3:
         return _block(*layer)
     conv, pool, norm, act = layer
-    # A learned scale may be negative, and then it does not commute with the maximum.
-    learned = conv.weight_transform is not None and any(True for _ in conv.weight_transform.parameters())
+    # A negative scale does not commute with the maximum: only these are known to give none.
+    learned = type(conv.weight_transform) not in (ChannelScale, LibraPB)
     conv, scale = _conv(conv)
     if isinstance(conv, ValuesConv2d):
-        scale, learned = torch.ones(len(conv.bits)), True  # with a finish it gives more than the signs' sums
+        scale, learned = torch.ones(len(conv.bits), **FLOATS), True  # with a finish it gives more than the signs' sums
     if scale is not None and learned:
         conv, scale = PackedBlock(conv, Finish({"scale": scale.flatten()})), None
     return nn.Sequential(conv, pool, finish_after(norm, act, scale=scale))
@@ -267,10 +268,12 @@ def pack_network(model, in_place=False):
             model.stages[i] = nn.Sequential(*map(_residual, stage))
         if isinstance(model.feature_norm, nn.BatchNorm1d):
             model.feature_norm = FeatureNorm(model.feature_norm)
-    else:
+    elif isinstance(model, VGGSmall):
         model.bn0, model.act0 = finish_after(model.bn0, model.act0), nn.Identity()
         model.layers = nn.Sequential(*map(_plain, model.layers))
         model.__class__ = _PackedVGGSmall
+    else:
+        raise ValueError(f"no packed form of {type(model).__name__}: only networks of build_model have one")
     if isinstance(model.recovery, CIRec):
         _fold_head(model.recovery)
     for module in model.modules():

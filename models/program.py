@@ -11,7 +11,7 @@ from modules.activations import LearnedShift
 from modules.inference.layout import LANES, Finish, Kind
 from modules.inference.maps import blocks_of, external, strided_windows, windows
 from modules.inference.program import Instance, Program, neutral
-from modules.inference.runtime import kernels, maps_at, readable
+from modules.inference.runtime import FLOATS, kernels, maps_at, readable
 from modules.inference.threads import execute, for_each, run_steps
 from modules.inference.xnor import XnorConv2d
 
@@ -304,7 +304,7 @@ class NetworkProgram:
 
     def parts(self, image):
         """{part: a function that does its work for the image (3, H, W), after a first call of the network}."""
-        instance, logits = Instance(self.program), torch.empty(blocks_of(self.classes) * LANES)
+        instance, logits = Instance(self.program), torch.empty(blocks_of(self.classes) * LANES, **FLOATS)
         instance.bind(logits.data_ptr())
         execute(kernels(), instance, 1, _where(image))
 
@@ -320,7 +320,7 @@ class NetworkProgram:
 
     def __call__(self, images):
         threads, count = torch.get_num_threads(), len(images)
-        logits = torch.empty(count, blocks_of(self.classes) * LANES)
+        logits = torch.empty(count, blocks_of(self.classes) * LANES, **FLOATS)
         if count == 1:
             self._execute(images[0], logits.data_ptr(), threads)
         else:

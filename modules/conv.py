@@ -75,7 +75,7 @@ class BinaryConv2d(nn.Conv2d):
 
     Where the activation binarizer says `returns_signs`, its signs are kept for the backward pass in 8 bits.
     What belongs to a side of 32 bits is not made at all, so that no parameter is without a gradient.
-    Input (N, C_in, H, W), output (N, C_out, H', W'). Padding adds zeros after the sign.
+    Input (N, C_in, H, W), output (N, C_out, H', W'); either may lack N. Padding adds zeros after the sign.
     Raises ValueError for other bit widths. Source: equation (2), with (4)'s scale where a method has one,
     and an offset where it has that.
     """
@@ -106,6 +106,7 @@ class BinaryConv2d(nn.Conv2d):
         if activation_bits == 1:
             self.input_transform = input_transform and input_transform(self.in_channels)
             self.activation_binarizer = activation_binarizer()
+        self.to(self.weight.device, self.weight.dtype)
         self.start_transform()
 
     def start_transform(self):
@@ -159,7 +160,7 @@ class BinaryConv2d(nn.Conv2d):
         weight = self.quantized_weight() if self.held_weight is None else self.held_weight
         x = self.quantized_input(x)
         pads_apart = isinstance(self.padding, str) or self.padding_mode != "zeros"
-        if not torch.is_grad_enabled() or not self.has_sign_inputs or pads_apart:
+        if not torch.is_grad_enabled() or not self.has_sign_inputs or pads_apart or x.dim() != 4:
             return self._conv_forward(x, weight, self.bias)
         weight = weight.to(x.dtype)  # else autocast brings it to that twice, forward and backward
         return _SignConv2d.apply(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)

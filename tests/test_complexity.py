@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import ARCHS, CIFAR, IMAGENET, METHODS, build_model
 from models.inference import pack_network
 from models.methods import methods_of
-from modules.conv import weights_binarized_once
+from modules.conv import BinaryConv2d, weights_binarized_once
+from modules.weights import ChannelDistribution
 from utils.command import RunError, UsageError
 from utils.complexity import __main__ as command
 from utils.complexity import count
@@ -244,6 +245,12 @@ def test_weights_of_other_values_than_signs_are_neither_counted_nor_packed():
         count(model, 32)
     with pytest.raises(ValueError, match="no packed form of weights by Ternary"):
         pack_network(model)
+
+
+def test_offsets_of_groups_take_a_filter_each():
+    conv = BinaryConv2d(16, 32, 3, padding=1, groups=4, bias=False, weight_transform=ChannelDistribution)
+    conv = nn.Sequential(nn.Conv2d(3, 16, 1, bias=False), conv, nn.BatchNorm2d(32, track_running_stats=False))
+    assert count(conv, 16).bops == (32 + 4) * 16 * 16 * 4 * 9
 
 
 def test_modules_that_stand_in_two_places_are_errors():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import modules.conv as conv_module
+from models.methods import METHODS
 from modules.activations import LearnedShift, SelfDistributionShift
 from modules.binarize import BiRealSTE
 from modules.conv import BinaryConv2d
@@ -214,3 +215,20 @@ def test_a_convolution_knows_whether_its_inputs_are_signs():
     assert BinaryConv2d(3, 4, 3).has_sign_inputs
     assert not BinaryConv2d(3, 4, 3, activation_binarizer=ScaledSign).has_sign_inputs
     assert not BinaryConv2d(3, 4, 3, activation_bits=32).has_sign_inputs
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("where", [{"dtype": torch.float64}, {"device": "meta"}])
+def test_all_of_a_convolution_has_its_dtype_and_device(method, where):
+    conv = BinaryConv2d(16, 16, 3, padding=1, **where, **METHODS[method].conv["cifar"])
+    assert {tensor.dtype for tensor in conv.state_dict().values()} == {where.get("dtype", torch.float32)}
+    assert {tensor.device.type for tensor in conv.state_dict().values()} == {where.get("device", "cpu")}
+    assert conv(torch.randn(2, 16, 8, 8, **where)).shape == (2, 16, 8, 8)
+
+
+def test_an_image_without_a_batch():
+    conv, x = BinaryConv2d(3, 4, 3), torch.randn(3, 8, 8)
+    conv(x).sum().backward()
+    alone, conv.weight.grad = conv.weight.grad, None
+    conv(x.unsqueeze(0)).sum().backward()
+    torch.testing.assert_close(alone, conv.weight.grad)

@@ -11,6 +11,8 @@ from torch import nn
 from cifar import eval as cifar_eval
 from models import build_model
 from models.inference import binary_convs, pack_network
+from models.methods import METHODS, Method
+from modules.binarize import BiRealSTE, ClipSTE
 from modules.conv import BinaryConv2d
 from modules.inference import native
 from utils import checkpoint
@@ -139,6 +141,24 @@ def test_convolutions_that_no_packed_one_computes_are_refused(options, activatio
     block.conv = BinaryConv2d(16, 16, 3, **{"padding": 1, "bias": False, **options}, activation_bits=activation_bits)
     with pytest.raises(ValueError, match="no packed form"):
         pack_network(model)
+
+
+class SignedScale(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+
+    def forward(self, w):
+        return w, w.flatten(1).median(1).values.view(-1, 1, 1, 1), None
+
+
+@torch.no_grad()
+def test_negative_scales_without_parameters_and_other_networks(monkeypatch):
+    conv = {"weight_binarizer": ClipSTE, "activation_binarizer": BiRealSTE, "weight_transform": SignedScale}
+    monkeypatch.setitem(METHODS, "signed", Method(conv={"cifar": conv}, network={"cifar": {"act": "hardtanh"}}))
+    model, images = build_model("vgg_small", method="signed").eval(), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(pack_network(model)(images), model(images), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="no packed form of Sequential"):
+        pack_network(nn.Sequential(model))
 
 
 @pytest.mark.parametrize("method", ["bireal", *VALUES])

@@ -25,6 +25,8 @@ def test_random_weights():
     assert hub("ir2net", arch="resnet18", dataset="imagenet", variant="a").recovery.spatial is None
     for entry in ("irnet", "sdbnn", "reactnet", "rbnn", "recu", "adabin"):
         assert hub(entry, arch="resnet20", num_classes=7)(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+    with pytest.raises(ValueError, match="bits must be 1 or 32, not 0"):
+        hub("ir2net", weight_bits=0)
 
 
 def test_a_checkpoint(tmp_path):
@@ -34,6 +36,9 @@ def test_a_checkpoint(tmp_path):
     loaded = hub("irnet", arch="vgg_small", checkpoint=tmp_path / "a.pt", dataset="cifar10")
     assert not loaded.training
     assert torch.equal(loaded.fc.weight, model.fc.weight)
+    assert hub("irnet", checkpoint=tmp_path / "a.pt", image_size=32)
+    with pytest.raises(UsageError, match="image_size 32, not 64"):
+        hub("irnet", checkpoint=tmp_path / "a.pt", image_size=64)
     with pytest.raises(UsageError, match="method irnet, not sdbnn"):
         hub("sdbnn", checkpoint=tmp_path / "a.pt")
     with pytest.raises(UsageError, match="arch vgg_small, not resnet20"):

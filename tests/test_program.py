@@ -21,7 +21,7 @@ from packing import (
 )
 from torch import nn
 
-from models import inference
+from models import build_model, inference
 from models.blocks import Network
 from models.inference import pack_network
 from models.program import _Lowering, _where, lower
@@ -153,6 +153,21 @@ def test_images_that_are_none_are_refused():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("method", ["bireal", "adabin"])
+def test_torchs_defaults_change_nothing(method):
+    model = build_model("resnet20", method=method).eval()
+    images = torch.randn(2, 3, 32, 32)
+    expected = pack_network(model)(images)
+    before = torch.get_default_dtype()
+    try:
+        for dtype in (torch.float64, torch.bfloat16):
+            torch.set_default_dtype(dtype)
+            with torch.device("meta"):
+                assert torch.equal(pack_network(model)(images), expected)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_images_that_torch_negates_lazily_are_read_as_they_are():
     packed, values = pack_network(random_network(RESNET20)), torch.randn(1, 3, 32, 32, dtype=torch.complex64)
     lazy = values.conj().imag

@@ -17,18 +17,18 @@ def pack_signs(x):
     """
     bits = (x >= 0).permute(0, 2, 3, 1).to(torch.uint8)
     bits = F.pad(bits, (0, -bits.shape[3] % WORD)).unflatten(3, (-1, 8))
-    places = 2 ** torch.arange(8, dtype=torch.uint8)
+    places = 2 ** torch.arange(8, dtype=torch.uint8, device=bits.device)
     return (bits * places).sum(4, dtype=torch.uint8).view(torch.uint64)
 
 
 def unpack_signs(bits, channels):
     """Inverse of `pack_signs`: float32 (N, channels, H, W) of -1 and +1."""
-    places = 2 ** torch.arange(8, dtype=torch.uint8)
+    places = 2 ** torch.arange(8, dtype=torch.uint8, device=bits.device)
     signs = (bits.view(torch.uint8).unsqueeze(4) & places).ne(0).flatten(3)[..., :channels]
     return signs.permute(0, 3, 1, 2).to(torch.float32).mul_(2).sub_(1)
 
 
-_BITS_SET = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.uint8)
+_BITS_SET = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.uint8, device="cpu")
 
 
 def arrange(bits):

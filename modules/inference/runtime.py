@@ -12,6 +12,9 @@ from modules.inference.layout import LANES
 from modules.inference.maps import Maps, blocks_of
 from modules.inference.threads import execute
 
+FLOATS = {"dtype": torch.float32, "device": "cpu"}
+"""Of tensors that the kernels read and write: torch's defaults may be others."""
+
 
 @functools.cache
 def kernels():
@@ -56,7 +59,7 @@ def run_each(program, shape, arrays):
     arrays: tensors, external arrays from 2 on, (N, ...) each, or (1, ...) where all images have the same.
     """
     images, channels, height, width = shape
-    out = torch.empty(images, height, width, blocks_of(channels) * LANES)
+    out = torch.empty(images, height, width, blocks_of(channels) * LANES, **FLOATS)
     instance, threads = program.instance(), torch.get_num_threads()
     steps = [(array.data_ptr(), 4 * array.stride(0) if len(array) > 1 else 0) for array in (out, *arrays)]
     for i in range(images):

@@ -9,6 +9,7 @@ from modules.activations import Maxout
 from modules.binarize import AdaptiveSign
 from modules.inference import layout
 from modules.inference.bits import pack_signs
+from modules.inference.runtime import FLOATS
 from modules.inference.xnor import Finish, XnorConv2d
 
 LAST = torch.channels_last
@@ -28,10 +29,10 @@ class ValuesConv2d(XnorConv2d):
     def __init__(self, conv):
         super().__init__(conv)
         _, scale, offset = conv.binary_weight()
-        rows = [torch.ones(conv.out_channels), torch.zeros(conv.out_channels)]
+        rows = [torch.ones(conv.out_channels, **FLOATS), torch.zeros(conv.out_channels, **FLOATS)]
         rows = [row if value is None else value.detach().flatten() for value, row in zip((scale, offset), rows)]
         self.register_buffer("weight_values", torch.stack(rows))
-        values, adaptive = torch.tensor([1.0, 0.0]), conv.activation_binarizer
+        values, adaptive = torch.tensor([1.0, 0.0], **FLOATS), conv.activation_binarizer
         if isinstance(adaptive, AdaptiveSign):
             if conv.input_transform is not None:
                 raise ValueError("no packed form of an input transform before activations with two learned values")
@@ -41,7 +42,7 @@ class ValuesConv2d(XnorConv2d):
         self.prepare()
 
     def filters(self):
-        ones = pack_signs(torch.ones(1, self.in_channels, *self.bits.shape[1:3]))
+        ones = pack_signs(torch.ones(1, self.in_channels, *self.bits.shape[1:3], **FLOATS))
         return torch.cat([self.bits.view(torch.int64), ones.view(torch.int64)]).view(torch.uint64)
 
     def derive(self):
@@ -69,7 +70,7 @@ class ValuesConv2d(XnorConv2d):
         if known is not None and known[0] == size:
             return known[1]
         largest = torch.finfo(torch.float32).max
-        ones = torch.full((1, self.in_channels, *size), -largest if self.negative else largest)
+        ones = torch.full((1, self.in_channels, *size), -largest if self.negative else largest, **FLOATS)
         sums, window = self._sums(ones)
         scale, offset = self.factors.double()
         constant = self.input_values[1] * (scale * sums + offset * window)

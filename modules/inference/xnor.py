@@ -18,7 +18,16 @@ from modules.inference import layout
 from modules.inference.bits import arrange, pack_signs, unpack_signs
 from modules.inference.maps import external
 from modules.inference.program import Filters, Program, neutral
-from modules.inference.runtime import Prepared, array_of, compiled, empty_like_last, kernels, maps_at, run_each
+from modules.inference.runtime import (
+    FLOATS,
+    Prepared,
+    array_of,
+    compiled,
+    empty_like_last,
+    kernels,
+    maps_at,
+    run_each,
+)
 
 ROWS = {
     "scale": "SCALE",
@@ -31,7 +40,7 @@ ROWS = {
     "after": "AFTER",
 }
 """What a packed file calls the rows of a table `modules.inference.layout.Finish`, in the file's order."""
-_NOTHING = torch.empty(1)
+_NOTHING = torch.empty(1, **FLOATS)
 OUT, IN, RESIDUAL, SHIFT = (external(number) for number in range(1, 5))
 
 
@@ -181,7 +190,7 @@ def batch_norm_affine(norm):
     """
 
     def at(value, mean):
-        x = torch.full((1, norm.num_features), value)
+        x = norm.running_mean.new_full((1, norm.num_features), value)
         bias = norm.bias if mean is norm.running_mean else torch.zeros_like(norm.bias)
         return F.batch_norm(x, mean, norm.running_var, norm.weight, bias, eps=norm.eps)[0]
 
@@ -273,7 +282,7 @@ class XnorConv2d(Prepared):
         filters = self.filters()
         self.blocks, self.tap_counts = arrange(filters)
         self.shifted = self.input_transform is not None
-        self.no_shift, self.no_finish = torch.zeros(1, self.in_channels), neutral_table(len(filters))
+        self.no_shift, self.no_finish = torch.zeros(1, self.in_channels, **FLOATS), neutral_table(len(filters))
 
     def shift(self, x):
         """What the method adds to x before the sign: (1 or N, C_in)."""

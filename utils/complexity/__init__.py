@@ -103,7 +103,7 @@ def count(model, input_size, rule="paper"):
     layers = [_layer(name, m, amounts[m], outputs.get(m, ()), prices[m]) for name, m in twin.named_modules()]
     totals = {field: sum(getattr(x, field) for x in layers) for field in ("bops", "flops", "params", "params_1bit")}
     norms = [module for module in twin.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
-    stored = totals["params"] + sum(norm.running_mean.numel() + norm.running_var.numel() for norm in norms)
+    stored = totals["params"] + sum(2 * norm.num_features for norm in norms if norm.track_running_stats)
     return Complexity(
         **totals,
         ops=totals["bops"] / 64 + totals["flops"],

@@ -37,9 +37,9 @@ def _multiply_adds(module, inputs, output):
 
 
 def _binary_multiply_adds(module, inputs, output):
-    """Weights signs * scale + offset are convolved by their signs, and by one filter of ones that all offsets share."""
+    """Weights signs * scale + offset are convolved by their signs, and by one filter of ones for a group's offsets."""
     has_offset = module.weight_bits == 1 and module.binary_weight()[2] is not None
-    return output[:, :1].numel() * (output.shape[1] + has_offset) * module.weight[0].numel()
+    return output[:, :1].numel() * (output.shape[1] + has_offset * module.groups) * module.weight[0].numel()
 
 
 def _outputs(module, inputs, output):
