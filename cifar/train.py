@@ -9,9 +9,10 @@ from torch.optim import SGD
 from cifar import data
 from models import ARCHS, CIFAR
 from modules.restriction import attention_mask
-from utils.command import Parser, UsageError, command, image_size
+from utils.command import Parser, UsageError, command, image_size, path
 from utils.training import distributed, runtime
 from utils.training.flags import (
+    FOUND,
     add_network_flags,
     add_runtime_flags,
     add_training_flags,
@@ -73,7 +74,8 @@ def build_parser():
     group = add_training_flags(parser)
     teacher = "checkpoint whose logits replace the labels"
     runtime_flag(group, "--teacher", kept=True, default=NONE, metavar="PATH", help=teacher)
-    group.add_argument("--init-from", metavar="PATH", help="checkpoint of the same network whose weights to start from")
+    start = "checkpoint of the same network whose weights to start from"
+    group.add_argument("--init-from", type=path, metavar="PATH", help=start)
     add_runtime_flags(parser)
     return parser
 
@@ -87,9 +89,9 @@ def resolve(argv):
     args = parser.parse_args(argv)
     stored = None
     if args.resume is not None:
-        path = Path(args.resume or Path(args.output_dir) / LAST)
-        stored = take_flags(parser, argv, args, path)
-        set_resume_folder(path.parent, parser, argv, args)
+        found = Path(args.output_dir, LAST) if args.resume == FOUND else Path(args.resume)
+        stored = take_flags(parser, argv, args, found)
+        set_resume_folder(found.parent, parser, argv, args)
         check_resumed(args, stored)
     take_recipe(args, recipe(args.arch, args.method, args.activation_bits))
     check_ires_flags(args, given_flags(parser, argv))

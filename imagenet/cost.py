@@ -44,7 +44,7 @@ def table(images_per_s, gpus, gpu):
 
 
 def build_parser():
-    parser = Parser(prog="imagenet.cost", description=__doc__)
+    parser = Parser(prog="imagenet.cost", description=__doc__.splitlines()[0])
     parser.add_argument("--images-per-s", type=positive_float, required=True, help="measured, per GPU")
     parser.add_argument("--gpus", type=positive_int, default=1)
     parser.add_argument("--gpu", default="GPU", metavar="NAME", help="what it was measured on")

@@ -25,10 +25,12 @@ from utils.command import (
     data_processes,
     fraction,
     non_negative_float,
+    path,
     positive_int,
 )
 from utils.training import distributed, runtime
 from utils.training.flags import (
+    FOUND,
     add_network_flags,
     add_runtime_flags,
     add_training_flags,
@@ -62,7 +64,8 @@ def build_parser():
     runtime_flag(parser, "--skip-corrupt", kept=True, action="store_true", help=skip)
     add_network_flags(parser, ARCHS[IMAGENET], variants=True, arch_default="resnet18")
     group = add_training_flags(parser)
-    group.add_argument("--init-from", metavar="PATH", help="checkpoint whose weights the first stage starts from")
+    start = "checkpoint whose weights the first stage starts from"
+    group.add_argument("--init-from", type=path, metavar="PATH", help=start)
     add_imagenet_flags(parser)
     add_runtime_flags(parser)
     runtime_flag(parser, "--auto-resume", action="store_true", help="--resume if the output folder holds a run")
@@ -76,7 +79,7 @@ def add_imagenet_flags(parser):
     group = parser.add_argument_group("ImageNet (defaults: the recipe of the method)")
     group.add_argument("--stage", choices=(*STAGES, "both", "single"), help="single: one stage at the given bits")
     from_stage1 = "what stage 2 starts from; default: the output's"
-    runtime_flag(group, "--stage1-checkpoint", metavar="PATH", help=from_stage1)
+    runtime_flag(group, "--stage1-checkpoint", type=path, metavar="PATH", help=from_stage1)
     teachers = f"a checkpoint's path, {', '.join(TORCHVISION)}, or none"
     runtime_flag(group, "--teacher", kept=True, metavar="NAME", help=teachers)
     weights = "of a torchvision teacher; default: torchvision downloads them"
@@ -152,7 +155,8 @@ def check_idle_flags(args, given):
 
 def take_run(parser, argv, args):
     """The checkpoint that this job goes on from, its flags given to `args`; None for a new run."""
-    found = Path(args.resume) if args.resume else find_checkpoint(args)
+    named = args.resume not in (None, FOUND)
+    found = Path(args.resume) if named else find_checkpoint(args)
     if args.resume is not None and found is None:
         for folder in possible_folders(args):
             check_whole(folder)
@@ -163,7 +167,7 @@ def take_run(parser, argv, args):
     if stored.get("stage") not in run_folders(args.stage, args.output_dir):
         raise UsageError(f"{found} is not a checkpoint of imagenet.train")
     check_resumed(args, stored)
-    if args.resume:
+    if named:
         folder = found.parent if stored["stage"] == "single" else Path(os.path.normpath(found.parent / ".."))
         set_resume_folder(folder, parser, argv, args)
         own = run_folders(args.stage, args.output_dir)[stored["stage"]]

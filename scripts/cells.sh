@@ -17,6 +17,7 @@ if [ "$DATASET" = folder ]; then images=$(basename "$DATA_DIR"); fi
 RUNS=${RUNS:-runs/$(basename "$0" .sh)-$images${EPOCHS:+-$EPOCHS}}
 SEEDS=${SEEDS:-0}
 JOBS=${JOBS:-1}
+case $DATASET in cifar10 | cifar100 | digits | folder | imagenet) ;; *) refuse "no DATASET=$DATASET" ;; esac
 check_count JOBS "$JOBS"
 check_list SEEDS "$SEEDS"
 if [ -n "$(tr -s ' ' '\n' <<<"$SEEDS" | sort | uniq -d)" ]; then refuse "SEEDS='$SEEDS' names one twice"; fi

@@ -18,7 +18,7 @@ python -m utils.tables runs --runs "$runs"
 cat <<EOF
 
 The runs are in $runs. Evaluate a checkpoint again:
-  python -m cifar.eval --checkpoint $runs/ir2net/last.pt --dataset digits
+  python -m cifar.eval --checkpoint $(printf %q "$runs")/ir2net/last.pt --dataset digits
 Next, IR²Net ResNet-20 on CIFAR-10 with the paper's recipe (500 epochs; add --epochs to shorten it):
   python -m cifar.train --data-dir data --download --arch resnet20 --ires --recovery cirec --output-dir runs/ir2net
 (activate the environment first: source ${VENV:-.venv}/bin/activate)

@@ -7,6 +7,7 @@ import torch
 
 from models import build_model
 from utils import checkpoint
+from utils import released as released_files
 from utils.checkpoint import __main__ as command
 from utils.checkpoint.average import average
 from utils.command import RunError
@@ -51,6 +52,13 @@ def test_strip_leaves_the_network_alone(paths, tmp_path, fails, capsys):
     sizes = [f"{size / 1e6:.2f} MB" for size in (before, out.stat().st_size)]
     assert sizes[0] != sizes[1]
     assert " -> ".join(sizes) in capsys.readouterr().out
+
+
+def test_what_is_read_is_never_replaced(paths, tmp_path, fails):
+    before = paths[0].read_bytes()
+    assert "would be lost" in fails(command.main, "average", paths[0], *paths, "--force")[1]
+    assert "would be lost" in fails(released_files.main, "export", paths[0], paths[0], "--layout", "x", "--force")[1]
+    assert paths[0].read_bytes() == before
 
 
 def test_strip_in_half_precision_moves_no_sign(paths, tmp_path):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cifar import train as cifar_train
+from imagenet import train as imagenet_train
 from utils.command import CLOSED_PIPE, Parser, command, data_processes, image_size, side, threads
 from utils.complexity import __main__ as complexity
 
@@ -112,3 +114,14 @@ def test_absurd_sizes_are_one_line(fails):
             flags = ("--checkpoint", "none.pt", f"--image-size={size}")
             status, line = fails(importlib.import_module(f"{family}.eval").main, *flags)
             assert (status, "--image-size" in line) == (2, True)
+
+
+@pytest.mark.parametrize("flag", ["--init-from", "--resume", "--output-dir"])
+@pytest.mark.parametrize("main", [cifar_train.main, imagenet_train.main])
+def test_an_unset_variable_is_no_path(main, flag, fails):
+    assert fails(main, flag, "")[0] == 2
+
+
+def test_numbers_that_nothing_can_hold_are_refused(fails):
+    for flag in ("--batch-size", "--epochs", "--seed"):
+        assert "must be 9,223,372,036,854,775,807 or less" in fails(cifar_train.main, flag, "9" * 400)[1]

@@ -148,7 +148,7 @@ class SignedScale(nn.Module):
         super().__init__()
 
     def forward(self, w):
-        return w, w.flatten(1).median(1).values.view(-1, 1, 1, 1), None
+        return w, torch.where(w[:, :1, :1, :1] < 0, -1.0, 1.0), None
 
 
 @torch.no_grad()
@@ -220,6 +220,7 @@ def test_pack_and_verify(saved, tmp_path, capsys, fails):
     assert fails(deploy.main, "pack", "--checkpoint", saved, "--output", output)[0] == 2
     assert "would be lost" in fails(deploy.main, "pack", "--checkpoint", saved, "--output", saved, "--force")[1]
     assert "random ones" in fails(deploy.main, "verify", "--checkpoint", saved, "--images", 4, "--dataset", "digits")[1]
+    assert "--packed: is an empty path" in fails(deploy.main, *verify, "--packed", "")[1]
     assert "packed already" in fails(deploy.main, "verify", "--checkpoint", output)[1]
     assert "--checkpoint" in fails(deploy.main, "verify")[1]
 
@@ -238,6 +239,9 @@ def test_a_network_with_nan_is_not_the_same(saved, tmp_path, fails):
     payload["model"]["fc.bias"][3] = float("nan")
     checkpoint.save(tmp_path / "nan.pt", payload)
     assert "not the same" in fails(deploy.main, "verify", "--checkpoint", tmp_path / "nan.pt", "--images", 2)[1]
+    pack = ("pack", "--checkpoint", tmp_path / "nan.pt", "--output", tmp_path / "nan.packed")
+    assert "are not finite numbers" in fails(deploy.main, *pack)[1]
+    assert not (tmp_path / "nan.packed").exists()
 
 
 def test_size_and_classes_stay_with_a_packed_file(tmp_path, capsys, fails):

@@ -45,6 +45,7 @@ def test_flatness_of_photographs(small_tree, tmp_path):
     config = {"arch": "resnet18", "dataset": "imagenet", "variant": "d", "num_classes": 4}
     data = {"dataset": "imagenet", "image_size": 64}
     contents = {"network": config, "data": data, "model": build_model(**config).state_dict()}
+    contents["model"] = {name: x.double() if x.is_floating_point() else x for name, x in contents["model"].items()}
     checkpoint.save(tmp_path / "x.pt", contents)
     (row,) = flatness.measure([tmp_path / "x.pt"], "imagenet", small_tree, folder=tmp_path)
     assert (row["network"], row["data"], row["images"]) == ("x", "small", "16")

@@ -158,6 +158,15 @@ def test_a_layout_of_two_structures_needs_the_structure(tmp_path, refused):
     command.main(["export", str(tmp_path / "ours.pt"), str(tmp_path / "out.th"), "--layout", name])
 
 
+def test_inspect_says_what_a_file_is_taken_for(tmp_path, capsys):
+    path = save(tmp_path, fill("sdbnn_imagenet_resnet18"))
+    command.main(["inspect", str(path)])
+    shown = capsys.readouterr().out
+    command.main(["convert", str(path), str(tmp_path / "ours.pt")])
+    taken = capsys.readouterr().out.split(": ")[1].split(", ")[0]
+    assert f"say --weight-bits and --activation-bits, else it is taken for {taken}" in shown
+
+
 def test_bits_of_a_layout_of_one_network(tmp_path):
     path = save(tmp_path, fill(SMALL))
     assert load_model(path, 1, 1).stages[0][0].conv.weight_bits == 1

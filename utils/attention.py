@@ -139,9 +139,9 @@ def build_parser():
     parser.add_argument("--dataset", choices=data.DATASETS, help="whose test images --pick takes; default: digits")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies (digits needs none)")
     parser.add_argument("--pick", nargs="+", type=non_negative_int, metavar="N", default=[], help="test images to draw")
-    parser.add_argument("--output", metavar="PNG", default="attention.png")
+    parser.add_argument("--output", metavar="PNG", default="attention.png", help="the figure, replaced if it is there")
     parser.add_argument("--lam", type=fraction, default=0.15, help="IRes: mask below lam times the mean attention")
-    parser.add_argument("--ires-variant", choices=VARIANTS, default="paper")
+    parser.add_argument("--ires-variant", choices=VARIANTS, default="paper", help="whose mask; ours: quantile")
     add_bits_flags(parser)
     return parser
 

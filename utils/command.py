@@ -211,10 +211,16 @@ def fraction(text):
     return value
 
 
+def path(text):
+    """argparse type: a path, which an empty text, as of an unset variable, is not."""
+    if not text:
+        raise argparse.ArgumentTypeError("is an empty path")
+    return text
+
+
 def folder(text):
     """argparse type: the path of a folder to write to."""
-    if not text:
-        raise argparse.ArgumentTypeError("needs a folder")
+    path(text)
     try:
         text.encode()
     except UnicodeEncodeError:  # TensorBoard takes no other

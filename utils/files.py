@@ -29,13 +29,15 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
-def output_path(path, force=False):
+def output_path(path, force=False, sources=()):
     """Path of a file to write.
 
     Raises UsageError if its folder is missing, if it is there and not to be replaced, or is no regular file: a link, a
-    device or a folder is never replaced.
+    device or a folder is never replaced, nor one of the files that it is made from, `sources`.
     """
     path = Path(path)
+    if path.resolve() in [Path(source).resolve() for source in sources]:
+        raise UsageError(f"{path} is what is read, and would be lost: give another name")
     if not path.parent.is_dir():
         raise UsageError(f"no folder {path.parent}")
     if path.is_symlink() or (path.exists() and not path.is_file()):

@@ -72,7 +72,7 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     for path in map(Path, args.files):
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
             new = refreshed(text)
         except (RunError, UnicodeDecodeError) as error:
             raise RunError(f"{path}: {error}") from None

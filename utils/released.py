@@ -22,7 +22,8 @@ def _print_inspected(found):
     print(f"  {found['tensors']} tensors, all matched{unused}; {found['dtype']}; {found['classes']} classes")
     if len(networks) > 1:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in found["choices"])
-        print(f"  one layout, several networks: say {flags}")
+        taken = f", else it is taken for {found['taken']}" if found["taken"] else ""
+        print(f"  one layout, several networks: say {flags}{taken}")
 
 
 def build_parser():
@@ -54,7 +55,7 @@ def main(argv=None):
         if args.json:
             print(json.dumps(found))
         return
-    out = output_path(args.out, args.force)
+    out = output_path(args.out, args.force, [args.path])
     payload = files.read(args.path)
     if args.command == "convert":
         if ours.is_ours(payload):

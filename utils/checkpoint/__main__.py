@@ -107,7 +107,7 @@ def main(argv=None):
         if args.json:
             print(json.dumps(found, default=str))
         return
-    out = output_path(args.out, args.force)
+    out = output_path(args.out, args.force, args.paths if args.command == "average" else [])  # strip may work in place
     if args.command == "strip":
         payload = read_ours(args.path)
         model = network_of(payload, args.path)

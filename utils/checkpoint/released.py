@@ -245,8 +245,8 @@ def export(payload, path, name):
 def inspect(path):
     """What a file is, as plain values.
 
-    {"path", "kind", "networks", "tensors", "unused", "dtype", "classes", "choices"}; "networks" has one entry per
-    network that the file may hold, and several mean that "choices" must be given.
+    {"path", "kind", "networks", "tensors", "unused", "dtype", "classes", "choices", "taken"}; "networks" has one entry
+    per network that the file may hold, and several mean that "choices" must be given, or it is "taken" for one of them.
     Raises RunError if it is neither a checkpoint of ours, packed or not, nor of a known release.
     """
     if files.is_packed(path):
@@ -265,6 +265,7 @@ def inspect(path):
         classes = _classes(RELEASES[names[0]], state)
         entries = layout(names[0], classes)
         unused, kind = [key for key in state if entries[key].ours is None], "released"
+    usual = [name for name in names if not RELEASES[name].if_said]
     return {
         "path": str(path),
         "kind": kind,
@@ -274,4 +275,5 @@ def inspect(path):
         "dtype": str(dtype_of(state)).removeprefix("torch."),
         "classes": classes,
         "choices": list(open_choices(names)),
+        "taken": RELEASES[usual[0]].full_title if len(usual) == 1 < len(names) else None,
     }

@@ -2,13 +2,22 @@
 
 import json
 import time
-from pathlib import Path
 
 from cifar.data import DATASETS
 from models import ARCHS
 from modules.inference.runtime import kernels
 from utils.checkpoint.packed import write_packed
-from utils.command import Parser, RunError, UsageError, command, non_negative_int, positive_int, side, threads
+from utils.command import (
+    Parser,
+    RunError,
+    bounded_int,
+    command,
+    non_negative_int,
+    path,
+    positive_int,
+    side,
+    threads,
+)
 from utils.deploy.bench import bench
 from utils.deploy.export import onnx
 from utils.deploy.networks import float_size, megabytes, named_network
@@ -19,10 +28,10 @@ from utils.training.flags import add_network_flags
 
 def pack(args):
     """Write a packed file."""
-    output = output_path(args.output, args.force)
-    if args.checkpoint and output.resolve() == Path(args.checkpoint).resolve():
-        raise UsageError(f"--output {output} is the checkpoint, whose real weights would be lost")
+    output = output_path(args.output, args.force, [args.checkpoint] if args.checkpoint else [])
     model, contents = named_network(args)
+    if not all(value.isfinite().all() for value in model.state_dict().values()):
+        raise RunError(f"{args.checkpoint} has weights or statistics that are not finite numbers")
     write_packed(output, model, contents.network, {**contents.data, "image_size": list(contents.image_size)}, args.half)
     size, before = output.stat().st_size, float_size(model)
     print(f"{output}: {megabytes(size)}; in float32 {megabytes(before)}, {before / size:.1f} times as much")
@@ -70,14 +79,18 @@ def add_flags(sub, name):
     if name in ("pack", "verify"):
         sub.add_argument("--half", action="store_true", help="float16 for weights of full-precision layers")
     if name == "verify":
-        sub.add_argument("--packed", metavar="PATH", help="a packed file of --checkpoint; default: pack it anew")
+        sub.add_argument(
+            "--packed", type=path, metavar="PATH", help="a packed file of --checkpoint; default: pack it anew"
+        )
     if name in ("verify", "bench"):
         sub.add_argument(
             "--fast", action="store_true", help="the first and the 1x1 convolutions in bfloat16: not exact"
         )
     if name in ("verify", "onnx"):
         sub.add_argument("--data-dir", metavar="DIR", help="where --dataset lies; default: random images")
-        sub.add_argument("--images", type=positive_int, metavar="N", help="how many random images; default: 16")
+        sub.add_argument(
+            "--images", type=bounded_int(1, 10**6), metavar="N", help="how many random images; default: 16"
+        )
         sub.add_argument("--batch-size", type=positive_int, default=1, help="default: 1")
     if name == "bench":
         sub.add_argument("--threads", type=threads, help="default: one per core")

@@ -58,6 +58,7 @@ def measure(paths, dataset, data_dir, folder="checkpoints"):
     rows = []
     for path in map(Path, paths):
         model, contents = open_model(path)
+        model.float()  # a released file may have another precision, the images have this one
         if dataset == "imagenet":
             batches = val_batches(data_dir, contents, model, 100)
         else:
