@@ -218,7 +218,8 @@ def _found(builder, tables, start, offset):
 def _add_counts(builder, totals, counts):
     """Adds the counts of two pixels and two blocks to their totals, [2 * block + pixel], and makes the counts zero.
 
-    The upper bytes of what was moved count for the last total alone; what is known of one gives the one before it.
+    With a to d what is to be added to the four totals, two bytes of `found` hold a + 16 b and c + 16 d, and those of
+    `moved` b + 16 c and d, all modulo 256: so d gives c, c gives b, and b gives a.
     """
     found, moved = (builder.bitcast(builder.load(count), _shorts) for count in counts)
     byte, half = _constant(_shorts, 255), _constant(_shorts, 4)

@@ -2,7 +2,9 @@
 
 Map: float32 (H, W, C) in memory, C filled up to a multiple of LANES with zeros. Sign bits: uint64 words (H, W, words)
 along the channels, channel c is bit c % 64 of word c // 64, 1 where x + shift >= 0, and 0 past the last channel; around
-them lies a border of zeros where a convolution pads.
+them lies a border of zeros where a convolution pads. For LOOKUP a word has 16 bits, and PAIRS makes of the bits, border
+included, a uint16 for each nibble (4 bits): (nibble + 16 * the one of the pixel with which it is looked up) * 16, which
+is where the table for the two lies.
 
 Program: int64 (steps, len(Field)), one step a row, executed in order. A step makes the output in `chunks` independent
 chunks: `rows` rows of the output by one of `parts` parts of its blocks of LANES channels. `chain` further steps need of
@@ -33,7 +35,7 @@ class Kind(IntEnum):
     IMAGE_BF16 = 8  # the same as (H, W, 3), in bfloat16
     SIGNS = 9  # the bits of the source map's signs, with the finish table's SHIFT alone
     ROUND = 10  # the source map in bfloat16
-    PAIRS = 11  # sign bits' nibbles, each with that of the pixel SOURCE_PIXEL further: uint16, where their table lies
+    PAIRS = 11  # sign bits' nibbles, each with that of the pixel SOURCE_PIXEL further; WIDTH counts 8 bytes of bits
 
 
 class Field(IntEnum):

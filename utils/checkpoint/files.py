@@ -16,8 +16,11 @@ def write(path, content, legacy=False):
     """torch.save, whole or not at all. legacy: in the file format before PyTorch 1.6. Raises RunError if it cannot."""
     try:
         with replacing(path) as temporary:
+            temporary.touch()  # says why it cannot, which torch.save does not
             torch.save(content, temporary, _use_new_zipfile_serialization=not legacy)
-    except (RuntimeError, OSError) as error:
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from None
+    except RuntimeError as error:
         raise RunError(f"cannot write {path} (is the disk full?): {str(error).splitlines()[0]}") from None
 
 
