@@ -9,10 +9,9 @@ from torch.optim import SGD
 from cifar import data
 from models import ARCHS, CIFAR
 from modules.restriction import attention_mask
-from utils.command import Parser, UsageError, command, image_size, path
+from utils.command import Parser, UsageError, command, image_size
 from utils.training import distributed, runtime
 from utils.training.flags import (
-    FOUND,
     add_network_flags,
     add_runtime_flags,
     add_training_flags,
@@ -75,7 +74,7 @@ def build_parser():
     teacher = "checkpoint whose logits replace the labels"
     runtime_flag(group, "--teacher", kept=True, default=NONE, metavar="PATH", help=teacher)
     start = "checkpoint of the same network whose weights to start from"
-    group.add_argument("--init-from", type=path, metavar="PATH", help=start)
+    group.add_argument("--init-from", metavar="PATH", help=start)
     add_runtime_flags(parser)
     return parser
 
@@ -89,7 +88,7 @@ def resolve(argv):
     args = parser.parse_args(argv)
     stored = None
     if args.resume is not None:
-        found = Path(args.output_dir, LAST) if args.resume == FOUND else Path(args.resume)
+        found = Path(args.resume or Path(args.output_dir) / LAST)
         stored = take_flags(parser, argv, args, found)
         set_resume_folder(found.parent, parser, argv, args)
         check_resumed(args, stored)

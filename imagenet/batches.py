@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from utils.command import RunError, UsageError, is_out_of_memory
 from utils.images import UnreadableImage, read_image, remedy
@@ -53,6 +53,8 @@ class Images(Dataset):
             except UnreadableImage as error:
                 errors.append(str(error))
             except RunError as error:
+                if get_worker_info() is None:
+                    raise
                 raise MemoryError(str(error)) from None  # out of a worker a RunError comes with all its traceback
         else:
             return None, label, errors

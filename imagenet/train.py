@@ -25,12 +25,10 @@ from utils.command import (
     data_processes,
     fraction,
     non_negative_float,
-    path,
     positive_int,
 )
 from utils.training import distributed, runtime
 from utils.training.flags import (
-    FOUND,
     add_network_flags,
     add_runtime_flags,
     add_training_flags,
@@ -65,7 +63,7 @@ def build_parser():
     add_network_flags(parser, ARCHS[IMAGENET], variants=True, arch_default="resnet18")
     group = add_training_flags(parser)
     start = "checkpoint whose weights the first stage starts from"
-    group.add_argument("--init-from", type=path, metavar="PATH", help=start)
+    group.add_argument("--init-from", metavar="PATH", help=start)
     add_imagenet_flags(parser)
     add_runtime_flags(parser)
     runtime_flag(parser, "--auto-resume", action="store_true", help="--resume if the output folder holds a run")
@@ -79,7 +77,7 @@ def add_imagenet_flags(parser):
     group = parser.add_argument_group("ImageNet (defaults: the recipe of the method)")
     group.add_argument("--stage", choices=(*STAGES, "both", "single"), help="single: one stage at the given bits")
     from_stage1 = "what stage 2 starts from; default: the output's"
-    runtime_flag(group, "--stage1-checkpoint", type=path, metavar="PATH", help=from_stage1)
+    runtime_flag(group, "--stage1-checkpoint", metavar="PATH", help=from_stage1)
     teachers = f"a checkpoint's path, {', '.join(TORCHVISION)}, or none"
     runtime_flag(group, "--teacher", kept=True, metavar="NAME", help=teachers)
     weights = "of a torchvision teacher; default: torchvision downloads them"
@@ -155,8 +153,7 @@ def check_idle_flags(args, given):
 
 def take_run(parser, argv, args):
     """The checkpoint that this job goes on from, its flags given to `args`; None for a new run."""
-    named = args.resume not in (None, FOUND)
-    found = Path(args.resume) if named else find_checkpoint(args)
+    found = Path(args.resume) if args.resume else find_checkpoint(args)
     if args.resume is not None and found is None:
         for folder in possible_folders(args):
             check_whole(folder)
@@ -167,7 +164,10 @@ def take_run(parser, argv, args):
     if stored.get("stage") not in run_folders(args.stage, args.output_dir):
         raise UsageError(f"{found} is not a checkpoint of imagenet.train")
     check_resumed(args, stored)
-    if named:
+    later = run_folders("2", found.absolute().parent.parent)["2"]
+    if stored["stage"] == "1" and stored["epoch"] < args.epochs and (later / LAST).exists():
+        raise UsageError(f"stage 2 has begun from {found}, in {later}: resume that, or move it away")
+    if args.resume:
         folder = found.parent if stored["stage"] == "single" else Path(os.path.normpath(found.parent / ".."))
         set_resume_folder(folder, parser, argv, args)
         own = run_folders(args.stage, args.output_dir)[stored["stage"]]
@@ -232,9 +232,6 @@ def main(argv=None):
                 stages = stages[stages.index(stored["stage"]) :]
             for stage in stages[stored is not None :]:  # from a checkpoint its own stage goes on
                 (check_whole if is_resuming(args) else check_new)(folders[stage])
-                if stored is not None and (folders[stage] / LAST).exists():
-                    begun = f"stage {stage} has begun from it, in {folders[stage]}"
-                    raise UsageError(f"--resume {args.resume}: {begun}: resume that, or move it away")
         distributed.mark_begun()
         with distributed.fail_together():
             batches = build_batches(args, device)

@@ -112,7 +112,7 @@ def describe_network(
     if not {weight_bits, activation_bits} <= set(BITS):
         raise ValueError(f"bits must be 1 or 32, not {weight_bits} (weights) and {activation_bits} (activations)")
     for name, value in {"ratio": ratio, "num_classes": num_classes, "image_size": image_size}.items():
-        if not isinstance(value, int | None):
+        if isinstance(value, bool) or not (value is None or hasattr(value, "__index__")):
             raise ValueError(f"{name} must be a whole number, not {value!r}")
     if arch == "vgg_small" and structure:
         raise ValueError("vgg_small has no residual structure: leave --structure out")

@@ -119,7 +119,7 @@ class _Lowering:
         return self.pointwise(x, conv, neutral(conv.out_channels), chains=_chains(conv.in_channels))
 
     def signs(self, x, conv):
-        """The bits that a binary convolution reads."""
+        """What a binary convolution reads of x."""
         if type(conv) is not XnorConv2d or not isinstance(conv.input_transform, LearnedShift | None):
             raise NotLowered
         shift = None if conv.input_transform is None else conv.input_transform.bias.flatten().numpy()

@@ -116,10 +116,11 @@ def test_absurd_sizes_are_one_line(fails):
             assert (status, "--image-size" in line) == (2, True)
 
 
-@pytest.mark.parametrize("flag", ["--init-from", "--resume", "--output-dir"])
+@pytest.mark.parametrize("argv", [("--output-dir", ""), ("--resume=",), ("--epochs", 1, "--data-dir", "")])
 @pytest.mark.parametrize("main", [cifar_train.main, imagenet_train.main])
-def test_an_unset_variable_is_no_path(main, flag, fails):
-    assert fails(main, flag, "")[0] == 2
+def test_an_unset_variable_is_refused(main, argv, fails):
+    status, line = fails(main, *argv)
+    assert (status, "is empty" in line, str(argv[0 if len(argv) < 3 else 2]).strip("=") in line) == (2, True, True)
 
 
 def test_numbers_that_nothing_can_hold_are_refused(fails):

@@ -220,7 +220,7 @@ def test_pack_and_verify(saved, tmp_path, capsys, fails):
     assert fails(deploy.main, "pack", "--checkpoint", saved, "--output", output)[0] == 2
     assert "would be lost" in fails(deploy.main, "pack", "--checkpoint", saved, "--output", saved, "--force")[1]
     assert "random ones" in fails(deploy.main, "verify", "--checkpoint", saved, "--images", 4, "--dataset", "digits")[1]
-    assert "--packed: is an empty path" in fails(deploy.main, *verify, "--packed", "")[1]
+    assert "--packed: is empty" in fails(deploy.main, *verify, "--packed", "")[1]
     assert "packed already" in fails(deploy.main, "verify", "--checkpoint", output)[1]
     assert "--checkpoint" in fails(deploy.main, "verify")[1]
 
@@ -240,7 +240,10 @@ def test_a_network_with_nan_is_not_the_same(saved, tmp_path, fails):
     checkpoint.save(tmp_path / "nan.pt", payload)
     assert "not the same" in fails(deploy.main, "verify", "--checkpoint", tmp_path / "nan.pt", "--images", 2)[1]
     pack = ("pack", "--checkpoint", tmp_path / "nan.pt", "--output", tmp_path / "nan.packed")
-    assert "are not finite numbers" in fails(deploy.main, *pack)[1]
+    assert "numbers that are not finite: fc.bias" in fails(deploy.main, *pack)[1]
+    payload["model"]["fc.bias"][3], payload["model"]["fc.weight"][0, 0] = 0, 1e5
+    checkpoint.save(tmp_path / "nan.pt", payload)
+    assert "not finite in float16: fc.weight" in fails(deploy.main, *pack, "--half")[1]
     assert not (tmp_path / "nan.packed").exists()
 
 

@@ -152,8 +152,8 @@ def test_images_that_are_none_are_refused():
     assert packed(torch.empty(0, 3, 32, 32)).shape == (0, 10)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("method", ["bireal", "adabin"])
+@torch.no_grad()
 def test_torchs_defaults_change_nothing(method):
     model = build_model("resnet20", method=method).eval()
     images = torch.randn(2, 3, 32, 32)
@@ -168,6 +168,7 @@ def test_torchs_defaults_change_nothing(method):
         torch.set_default_dtype(before)
 
 
+@torch.no_grad()
 def test_images_that_torch_negates_lazily_are_read_as_they_are():
     packed, values = pack_network(random_network(RESNET20)), torch.randn(1, 3, 32, 32, dtype=torch.complex64)
     lazy = values.conj().imag

@@ -44,8 +44,9 @@ def test_temporary_files_are_the_processs_own_and_go(tmp_path):
 
 def test_only_regular_files_are_replaced(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "target")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     os.mkfifo(tmp_path / "pipe")
-    for name in ("link", "pipe", "."):
+    for name in ("link", "loop", "pipe", "."):
         with pytest.raises(UsageError, match="not a regular file"):
             output_path(tmp_path / name, force=True)
     with pytest.raises(UsageError, match="not a regular file"):
@@ -53,6 +54,8 @@ def test_only_regular_files_are_replaced(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="--force"):
         output_path(tmp_path / "file")
+    with pytest.raises(UsageError, match="would be lost"):
+        output_path(tmp_path / "file", force=True, sources=[tmp_path / "other", tmp_path / "." / "file"])
     assert output_path(tmp_path / "file", force=True) == tmp_path / "file"
 
 

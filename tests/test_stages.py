@@ -96,12 +96,16 @@ def test_stage_2_starts_from_a_finished_stage_1(small_tree, tmp_path, monkeypatc
     train.main(flags(small_tree, run, *SHORT, "2", "--stage1-checkpoint", own))  # asked for by name
 
 
-def test_stage_1_does_not_go_on_under_a_stage_2(small_tree, tmp_path, monkeypatch, fails):
+@pytest.mark.parametrize("stages", [("both",), ("1", "2")])
+def test_stage_1_does_not_go_on_under_a_stage_2(stages, small_tree, tmp_path, monkeypatch, fails):
     run = tmp_path / "run"
-    train.main(flags(small_tree, run, *SHORT, "both"))
+    for stage in stages:
+        train.main(flags(small_tree, run, *SHORT, stage))
+    best = checkpoint.read(run / "stage1" / "best.pt")
+    checkpoint.save(run / "stage1" / "best.pt", best | {"epoch": 0, "rows": []})  # as if a later epoch were to come
     before = (run / "stage1" / "last.pt").read_bytes()
     status, line = fails(train.main, "--resume", run / "stage1" / "best.pt", "--data-dir", small_tree, "--no-progress")
-    assert (status, f"stage 2 has begun from it, in {run}/stage2" in line) == (2, True)
+    assert (status, f"stage 2 has begun from {run}/stage1/best.pt, in {run}/stage2" in line) == (2, True)
     assert (run / "stage1" / "last.pt").read_bytes() == before
     monkeypatch.chdir(run / "stage2")
     train.main(["--resume", "last.pt", "--data-dir", str(small_tree), "--no-progress"])  # finished: nothing to do

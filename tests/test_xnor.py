@@ -99,6 +99,14 @@ def test_no_count_overflows_where_all_bits_differ(channels, any_path):
     assert (XnorConv2d(conv)(-torch.ones(1, channels, 5, 9)) == -9 * channels).all()
 
 
+@pytest.mark.parametrize("channels", [7281, 7282])
+@torch.no_grad()
+def test_no_sum_overflows_where_16_bits_end(channels, any_path):
+    conv = make_conv(channels, 16, 3, 1, 0)
+    conv.weight.fill_(1)
+    assert (XnorConv2d(conv)(-torch.ones(1, channels, 3, 4)) == -9 * channels).all()
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), tables=st.just(False) | st.just(HAS_TABLES))
 @torch.no_grad()

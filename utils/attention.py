@@ -153,11 +153,9 @@ def main(argv=None):
         raise UsageError("--checkpoint PATH ... and --images FILE ..., or --pick N ..., are needed")
     if not args.pick and (args.data_dir or args.dataset):
         raise UsageError("--dataset and --data-dir go with --pick N ...")
-    output = output_path(args.output, force=True)
+    output = output_path(args.output, force=True, sources=(*args.checkpoint, *args.images))
     if output.suffix not in (".png", ".pdf", ".svg"):
         raise UsageError(f"--output {output}: name a .png, .pdf or .svg file")
-    if output.resolve() in {Path(file).resolve() for file in (*args.checkpoint, *args.images)}:
-        raise UsageError(f"--output {output} is one of the inputs")
     if args.names and len(args.names) != len(args.checkpoint):
         raise UsageError(f"--names gives {len(args.names)} names to {len(args.checkpoint)} networks")
     networks = []

@@ -37,6 +37,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **kwargs)
 
+    def parse_args(self, args=None, namespace=None):
+        """As argparse does it, but an empty argument, as an unset variable of the shell leaves it, is an error."""
+        args = sys.argv[1:] if args is None else list(args)
+        for before, text in zip([None, *args], args):
+            if not text or re.fullmatch("--[a-z0-9-]+=", text):
+                flag = text[:-1] or (before if before and before.startswith("-") else "")
+                self.error(f"argument {flag or 'without a flag'}: is empty")
+        return super().parse_args(args, namespace)
+
     def error(self, message):
         raise UsageError(f"{message} (see python -m {self.prog} --help)")  # `command` answers it
 
@@ -211,16 +220,8 @@ def fraction(text):
     return value
 
 
-def path(text):
-    """argparse type: a path, which an empty text, as of an unset variable, is not."""
-    if not text:
-        raise argparse.ArgumentTypeError("is an empty path")
-    return text
-
-
 def folder(text):
     """argparse type: the path of a folder to write to."""
-    path(text)
     try:
         text.encode()
     except UnicodeEncodeError:  # TensorBoard takes no other

@@ -16,14 +16,12 @@ from modules.inference.layout import GROUP, LANES, Call, Field, Finish, Kind
 
 _i8, _i16, _i32, _i64, _float = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _words = ir.VectorType(_i64, LANES // 2)
-_floats, _pairs = ir.VectorType(_float, LANES), ir.VectorType(_i32, LANES)
+_floats, _ints = ir.VectorType(_float, LANES), ir.VectorType(_i32, LANES)
 _half = ir.VectorType(_float, LANES // 2)
 _FIELDS = len(Field)
 _BYTES = 4 * LANES
 _bytes, _shorts = ir.VectorType(_i8, 2 * LANES), ir.VectorType(_i16, LANES)
 _eight = ir.VectorType(_i8, 8)
-_WORD_PAIRS = 2 * LANES
-"""Bytes of what PAIRS makes of a word."""
 _TAP_BYTES = 3 * 2 * LANES
 """Weights of one tap of LOOKUP, of two blocks."""
 _FULL = 21
@@ -101,7 +99,7 @@ def _accumulate(builder, step, pixels, place, element, vectors, add):
     """
     pixels, apart = pixels
     window, weights, offsets = place
-    zeros = [ir.Constant(_floats if vector is _pairs else vector, None) for vector, _ in vectors]
+    zeros = [ir.Constant(_floats if vector is _ints else vector, None) for vector, _ in vectors]
     totals = [[cgutils.alloca_once_value(builder, zero) for zero in zeros] for _ in range(pixels)]
     windows = [
         builder.add(window, _whole(apart * p) if apart else step.times(Field.SOURCE_PIXEL, p)) for p in range(pixels)
@@ -140,9 +138,9 @@ def _count_sums(builder, step, pixels, place, base):
     def add(total, x, weight):
         return builder.add(total, _llvm(builder, "llvm.ctpop.v8i64", builder.xor(x, weight)))
 
-    counts, even = [], ir.Constant(_pairs, list(range(0, 2 * LANES, 2)))
+    counts, even = [], ir.Constant(_ints, list(range(0, 2 * LANES, 2)))
     for totals in _accumulate(builder, step, pixels, place, _i64, [(_words, _whole(at)) for at in (0, _BYTES)], add):
-        counts.append(builder.shuffle_vector(*(builder.bitcast(total, _pairs) for total in totals), even))
+        counts.append(builder.shuffle_vector(*(builder.bitcast(total, _ints) for total in totals), even))
     return _from_base(builder, [counts], base)
 
 
@@ -167,7 +165,7 @@ def _lookup_sums(builder, step, pixels, place, base, blocks):
             _add_counts(builder, total, count)
 
     def sums(block, p):
-        return builder.zext(builder.load(totals[block // 2][p // 2][2 * (block % 2) + p % 2]), _pairs)
+        return builder.zext(builder.load(totals[block // 2][p // 2][2 * (block % 2) + p % 2]), _ints)
 
     return _from_base(builder, [[sums(block, p) for p in range(pixels[0])] for block in range(blocks)], base)
 
@@ -249,7 +247,7 @@ def _dense_sums(builder, step, pixels, place, base, blocks=1):
     sums = list(zip(*_accumulate(builder, step, pixels, place, _float, vectors, add)))
     if _WIDE:
         return sums
-    whole = ir.Constant(_pairs, list(range(LANES)))
+    whole = ir.Constant(_ints, list(range(LANES)))
     return [
         [builder.shuffle_vector(low, high, whole) for low, high in zip(*halves)]
         for halves in zip(sums[::2], sums[1::2])
@@ -258,7 +256,7 @@ def _dense_sums(builder, step, pixels, place, base, blocks=1):
 
 def _bf16_sums(builder, step, pixels, place, base):
     """Each tap is a pair of products. Without the instruction for it this is slow, and good for tests alone."""
-    signature = ir.FunctionType(_floats, [_floats, _pairs, _pairs])
+    signature = ir.FunctionType(_floats, [_floats, _ints, _ints])
     product = ir.InlineAsm(signature, "vdpbf16ps $3, $2, $0", "=v,0,v,v")
 
     def add(total, x, weight):
@@ -268,16 +266,16 @@ def _bf16_sums(builder, step, pixels, place, base):
             total = _fma(builder, part(builder, x), part(builder, weight), total)
         return total
 
-    return list(zip(*_accumulate(builder, step, pixels, place, _i32, [(_pairs, _whole(0))], add)))
+    return list(zip(*_accumulate(builder, step, pixels, place, _i32, [(_ints, _whole(0))], add)))
 
 
 def _first(builder, pairs):
     """The first numbers of pairs of bfloat16, as float32."""
-    return builder.bitcast(builder.shl(pairs, _constant(_pairs, 16)), _floats)
+    return builder.bitcast(builder.shl(pairs, _constant(_ints, 16)), _floats)
 
 
 def _second(builder, pairs):
-    return builder.bitcast(builder.and_(pairs, _constant(_pairs, -1 << 16)), _floats)
+    return builder.bitcast(builder.and_(pairs, _constant(_ints, -1 << 16)), _floats)
 
 
 def _copied(builder, step, pixels, place, base):
@@ -463,8 +461,8 @@ def _sign_block(typing_context, source, shift, bits):
 
 
 @intrinsic
-def _pair_word(typing_context, source, apart, out):
-    """The nibbles of a word of sign bits, each with that of the word so many bytes apart: where their tables lie."""
+def _pair_nibbles(typing_context, source, apart, out):
+    """The nibbles of 8 bytes of sign bits, each with the one so many bytes further: where their tables lie."""
 
     def codegen(context, builder, signature, args):
         source, apart, out = args
@@ -472,7 +470,7 @@ def _pair_word(typing_context, source, apart, out):
         low, high, half = (_constant(_eight, number) for number in (15, 240, 4))
         lows = builder.or_(builder.and_(first, low), builder.shl(second, half))
         highs = builder.or_(builder.lshr(first, half), builder.and_(second, high))
-        order = ir.Constant(_pairs, [8 * (i % 2) + i // 2 for i in range(LANES)])
+        order = ir.Constant(_ints, [8 * (i % 2) + i // 2 for i in range(LANES)])
         pairs = builder.zext(builder.shuffle_vector(lows, highs, order), _shorts)
         _store(builder, builder.shl(pairs, _constant(_shorts, 4)), out)
         return context.get_dummy_value()
@@ -702,8 +700,8 @@ def _pair(step, chunk):
     for y in range(first, last):
         source = get(step, Field.SOURCE) + get(step, Field.SOURCE_ROW) * y
         out = get(step, Field.OUT) + get(step, Field.OUT_ROW) * y
-        for word in range(get(step, Field.WIDTH)):
-            _pair_word(source + 8 * word, get(step, Field.SOURCE_PIXEL), out + _WORD_PAIRS * word)
+        for eight in range(get(step, Field.WIDTH)):
+            _pair_nibbles(source + 8 * eight, get(step, Field.SOURCE_PIXEL), out + 4 * 8 * eight)
 
 
 @_kernel

@@ -115,7 +115,7 @@ class Program:
     def count(self, signs, conv, table, residual=None, out=None):
         """The binary convolution of `signs` by `conv`, `Filters` or an XnorConv2d, and what follows it."""
         kernel, sizes = _outputs(signs, conv)
-        if native.has_tables():
+        if _by_tables(conv):
             offsets = _offsets(kernel, conv.padding, signs, 2 * np.arange(-(-conv.in_channels // 4)))
             weights = nibbles(conv.blocks.numpy(), kernel, conv.in_channels)
             step = self._windows(Kind.LOOKUP, signs, conv.stride, threes(offsets, 0)[:, 0], weights)
@@ -184,13 +184,13 @@ class Program:
 
     def _signs(self, step, shift, conv):
         height, width, channels, border = step[Field.HEIGHT], step[Field.WIDTH], step["channels"], conv.padding
-        pixel = 2 * blocks_of(channels) if native.has_tables() else 8 * -(-channels // 64)
+        pixel = 2 * blocks_of(channels) if _by_tables(conv) else 8 * -(-channels // 64)
         row = pixel * (width + 2 * border)
         address = self.memory(row * (height + 2 * border + 1) + BYTES) + border * (row + pixel)  # PAIRS reads on
         bits = Maps(address, height, width, channels, row, pixel)
         step["table"][Finish.SHIFT, :channels] = 0 if shift is None else shift
         step |= bits.fields("BITS")
-        return self._pairs(bits, conv) if native.has_tables() else bits
+        return self._pairs(bits, conv) if _by_tables(conv) else bits
 
     def _pairs(self, bits, conv):
         border, (_, width) = conv.padding, _outputs(bits, conv)[1]
@@ -289,6 +289,11 @@ class Program:
 
 def _source(source):
     return dict(SOURCE=source.address, SOURCE_ROW=source.row, SOURCE_PIXEL=source.pixel)
+
+
+def _by_tables(conv):
+    """Whether a binary convolution is to be LOOKUP, whose sums have 16 bits."""
+    return native.has_tables() and len(conv.tap_counts) * conv.in_channels < 1 << 16
 
 
 def _outputs(source, conv):

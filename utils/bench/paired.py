@@ -17,7 +17,7 @@ import torch
 from imagenet.data import image_size
 from models import VARIANTS
 from utils.bench import one_step
-from utils.command import Parser, RunError, UsageError, command, path, positive_int
+from utils.command import Parser, RunError, UsageError, command, positive_int
 from utils.training.run import versions
 from utils.training.runtime import AMP, choose_precision
 
@@ -71,7 +71,7 @@ def measure(other, options, rounds, steps):
 
 def build_parser():
     parser = Parser(prog="utils.bench.paired", description=__doc__.splitlines()[0])
-    parser.add_argument("--other", type=path, required=True, metavar="DIR", help="the checkout to compare with")
+    parser.add_argument("--other", required=True, metavar="DIR", help="the checkout to compare with")
     parser.add_argument("--variant", choices=list(VARIANTS), default="c")
     parser.add_argument("--image-size", type=image_size, default=96, metavar="N")
     parser.add_argument("--batch-size", type=positive_int, default=32)

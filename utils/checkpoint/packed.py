@@ -45,7 +45,7 @@ def is_half(key):
 def packed_content(model, network, data=None, half=False):
     """The bytes of the packed file of `model`, a network of build_model(**network); data: what is known of its images.
 
-    Raises RunError if the network has no 1-bit weights.
+    Raises RunError if the network has no 1-bit weights, or numbers that are not finite.
     """
     safetensors = _safetensors()
     try:
@@ -53,6 +53,9 @@ def packed_content(model, network, data=None, half=False):
     except ValueError as error:
         raise RunError(str(error)) from None
     state = {key: value.half() if half and is_half(key) else value for key, value in state.items()}
+    unfit = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if unfit:
+        raise RunError(f"the network has numbers that are not finite{' in float16' * half}: {unfit[0]}")
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),

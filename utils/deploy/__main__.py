@@ -13,7 +13,6 @@ from utils.command import (
     bounded_int,
     command,
     non_negative_int,
-    path,
     positive_int,
     side,
     threads,
@@ -30,8 +29,6 @@ def pack(args):
     """Write a packed file."""
     output = output_path(args.output, args.force, [args.checkpoint] if args.checkpoint else [])
     model, contents = named_network(args)
-    if not all(value.isfinite().all() for value in model.state_dict().values()):
-        raise RunError(f"{args.checkpoint} has weights or statistics that are not finite numbers")
     write_packed(output, model, contents.network, {**contents.data, "image_size": list(contents.image_size)}, args.half)
     size, before = output.stat().st_size, float_size(model)
     print(f"{output}: {megabytes(size)}; in float32 {megabytes(before)}, {before / size:.1f} times as much")
@@ -79,9 +76,7 @@ def add_flags(sub, name):
     if name in ("pack", "verify"):
         sub.add_argument("--half", action="store_true", help="float16 for weights of full-precision layers")
     if name == "verify":
-        sub.add_argument(
-            "--packed", type=path, metavar="PATH", help="a packed file of --checkpoint; default: pack it anew"
-        )
+        sub.add_argument("--packed", metavar="PATH", help="a packed file of --checkpoint; default: pack it anew")
     if name in ("verify", "bench"):
         sub.add_argument(
             "--fast", action="store_true", help="the first and the 1x1 convolutions in bfloat16: not exact"

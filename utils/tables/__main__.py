@@ -1,6 +1,6 @@
 """Print a table of the paper as Markdown, the paper's figures beside those of our finished runs."""
 
-from utils.command import Parser, UsageError, command, path
+from utils.command import Parser, UsageError, command
 from utils.tables import table6
 from utils.tables.accuracy import accuracy_table
 from utils.tables.costs import costs_table
@@ -29,9 +29,7 @@ def build_parser():
     parser.add_argument("--data", metavar="NAME", help="only runs on this data set, or this folder of images, by name")
     parser.add_argument("--commands", action="store_true", help="below a table of the paper: what was run")
     parser.add_argument("--brief", action="store_true", help="of a table of the paper only what was run")
-    parser.add_argument(
-        "--plot", type=path, metavar="PNG", help="fig7, curves: also draw it, points in a .csv beside it"
-    )
+    parser.add_argument("--plot", metavar="PNG", help="fig7, curves: also draw it, points in a .csv beside it")
     return parser
 
 

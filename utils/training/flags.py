@@ -12,14 +12,10 @@ from utils.command import (
     fraction,
     non_negative_float,
     non_negative_int,
-    path,
     positive_float,
     positive_int,
 )
 from utils.training.runtime import AMP
-
-FOUND = "the output folder's"
-"""What --resume without a path is."""
 
 
 def groups_value(text):
@@ -116,8 +112,7 @@ def add_runtime_flags(parser):
     )
     group.add_argument("--deterministic", action="store_true", help="the same bits in every run")
     runtime_flag(group, "--output-dir", type=folder, metavar="DIR", default="runs/latest", help="the run's folder")
-    resume = "go on; default: --output-dir's last.pt"
-    runtime_flag(group, "--resume", type=path, nargs="?", const=FOUND, metavar="PATH", help=resume)
+    runtime_flag(group, "--resume", nargs="?", const="", metavar="PATH", help="go on; default: --output-dir's last.pt")
     runtime_flag(
         group,
         "--checkpoint-minutes",

@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import torch
+
 from models import build_model
 from modules.restriction import PlainLoss, ThriftyIResLoss
 from utils.command import UsageError
@@ -22,7 +24,9 @@ def check_t_min(args, given):
     """Raise UsageError if --t-min is among the given flags, {name: value}, and no estimator of the network has a t."""
     if "t_min" in given:
         bits = {"weight_bits": args.weight_bits or 1, "activation_bits": args.activation_bits or 1}
-        if not any(hasattr(module, "t_min") for module in new_network(network_config(args, **bits)).modules()):
+        with torch.device("meta"):  # weights are not needed
+            model = new_network(network_config(args, **bits))
+        if not any(hasattr(module, "t_min") for module in model.modules()):
             raise UsageError(f"--t-min goes with a --method whose estimators have a t: {args.method}'s have none here")
 
 
