@@ -15,10 +15,11 @@ python -m cifar.train "${common[@]}" --method bireal --ires --recovery cirec --o
 
 echo
 python -m utils.tables runs --runs "$runs"
+checkpoint=$(printf %q "$runs/ir2net/last.pt")
 cat <<EOF
 
 The runs are in $runs. Evaluate a checkpoint again:
-  python -m cifar.eval --checkpoint $(printf %q "$runs")/ir2net/last.pt --dataset digits
+  python -m cifar.eval --checkpoint $checkpoint --dataset digits
 Next, IR²Net ResNet-20 on CIFAR-10 with the paper's recipe (500 epochs; add --epochs to shorten it):
   python -m cifar.train --data-dir data --download --arch resnet20 --ires --recovery cirec --output-dir runs/ir2net
 (activate the environment first: source ${VENV:-.venv}/bin/activate)
