@@ -73,8 +73,7 @@ def build_parser():
     group = add_training_flags(parser)
     teacher = "checkpoint whose logits replace the labels"
     runtime_flag(group, "--teacher", kept=True, default=NONE, metavar="PATH", help=teacher)
-    start = "checkpoint of the same network whose weights to start from"
-    group.add_argument("--init-from", metavar="PATH", help=start)
+    group.add_argument("--init-from", metavar="PATH", help="checkpoint of the same network whose weights to start from")
     add_runtime_flags(parser)
     return parser
 
@@ -93,8 +92,9 @@ def resolve(argv):
         set_resume_folder(found.parent, parser, argv, args)
         check_resumed(args, stored)
     take_recipe(args, recipe(args.arch, args.method, args.activation_bits))
-    check_ires_flags(args, given_flags(parser, argv))
-    check_t_min(args, given_flags(parser, argv))
+    given = given_flags(parser, argv)
+    check_ires_flags(args, given)
+    check_t_min(args, given)
     return args, stored
 
 

@@ -147,7 +147,7 @@ class Batches:
         self.skipped = set()
         self.order = _Order()
         self.loader = DataLoader(
-            Images(folder, transform, seed, replace=train and bool(skip_corrupt)),
+            Images(folder, transform, seed, replace=train and skip_corrupt),
             batch_sampler=self.order,
             num_workers=workers,
             collate_fn=_collate,

@@ -62,8 +62,7 @@ def build_parser():
     runtime_flag(parser, "--skip-corrupt", kept=True, action="store_true", help=skip)
     add_network_flags(parser, ARCHS[IMAGENET], variants=True, arch_default="resnet18")
     group = add_training_flags(parser)
-    start = "checkpoint whose weights the first stage starts from"
-    group.add_argument("--init-from", metavar="PATH", help=start)
+    group.add_argument("--init-from", metavar="PATH", help="checkpoint whose weights the first stage starts from")
     add_imagenet_flags(parser)
     add_runtime_flags(parser)
     runtime_flag(parser, "--auto-resume", action="store_true", help="--resume if the output folder holds a run")
@@ -164,11 +163,11 @@ def take_run(parser, argv, args):
     if stored.get("stage") not in run_folders(args.stage, args.output_dir):
         raise UsageError(f"{found} is not a checkpoint of imagenet.train")
     check_resumed(args, stored)
-    later = run_folders("2", found.absolute().parent.parent)["2"]
+    folder = found.parent if stored["stage"] == "single" else Path(os.path.normpath(found.parent / ".."))
+    later = run_folders("2", folder)["2"]
     if stored["stage"] == "1" and stored["epoch"] < args.epochs and (later / LAST).exists():
         raise UsageError(f"stage 2 has begun from {found}, in {later}: resume that, or move it away")
     if args.resume:
-        folder = found.parent if stored["stage"] == "single" else Path(os.path.normpath(found.parent / ".."))
         set_resume_folder(folder, parser, argv, args)
         own = run_folders(args.stage, args.output_dir)[stored["stage"]]
         if own.resolve() != found.parent.resolve():

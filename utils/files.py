@@ -33,14 +33,14 @@ def output_path(path, force=False, sources=()):
     """Path of a file to write.
 
     Raises UsageError if its folder is missing, if it is there and not to be replaced, or is no regular file: a link, a
-    device or a folder is never replaced, nor one of the files that it is made from, `sources`.
+    device or a folder is never replaced, nor one of the files that it is made from, `sources` (None: there is none).
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise UsageError(f"no folder {path.parent}")
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise UsageError(f"{path} is not a regular file: give another name")
-    if path.resolve() in [Path(source).resolve() for source in sources]:
+    if path.resolve() in [Path(source).resolve() for source in sources if source]:
         raise UsageError(f"{path} is what is read, and would be lost: give another name")
     if path.exists() and not force:
         raise UsageError(f"{path} is there already: give another name, or add --force")

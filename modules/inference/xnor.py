@@ -18,16 +18,7 @@ from modules.inference import layout
 from modules.inference.bits import arrange, pack_signs, unpack_signs
 from modules.inference.maps import external
 from modules.inference.program import Filters, Program, neutral
-from modules.inference.runtime import (
-    FLOATS,
-    Prepared,
-    array_of,
-    compiled,
-    empty_like_last,
-    kernels,
-    maps_at,
-    run_each,
-)
+from modules.inference.runtime import FLOATS, Prepared, array_of, compiled, empty_like_last, kernels, maps_at, run_each
 
 ROWS = {
     "scale": "SCALE",

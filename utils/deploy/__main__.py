@@ -7,16 +7,7 @@ from cifar.data import DATASETS
 from models import ARCHS
 from modules.inference.runtime import kernels
 from utils.checkpoint.packed import write_packed
-from utils.command import (
-    Parser,
-    RunError,
-    bounded_int,
-    command,
-    non_negative_int,
-    positive_int,
-    side,
-    threads,
-)
+from utils.command import Parser, RunError, bounded_int, command, non_negative_int, positive_int, side, threads
 from utils.deploy.bench import bench
 from utils.deploy.export import onnx
 from utils.deploy.networks import float_size, megabytes, named_network
@@ -27,7 +18,7 @@ from utils.training.flags import add_network_flags
 
 def pack(args):
     """Write a packed file."""
-    output = output_path(args.output, args.force, [args.checkpoint] if args.checkpoint else [])
+    output = output_path(args.output, args.force, [args.checkpoint])
     model, contents = named_network(args)
     write_packed(output, model, contents.network, {**contents.data, "image_size": list(contents.image_size)}, args.half)
     size, before = output.stat().st_size, float_size(model)

@@ -20,7 +20,7 @@ zero falls on its other side a sign flips, on which all that follows depends. A 
 
 def onnx(args):
     """Write the ONNX file, with the images that the network expects as its metadata, if its logits are torch's."""
-    output = output_path(args.output, args.force, [args.checkpoint] if args.checkpoint else [])
+    output = output_path(args.output, args.force, [args.checkpoint])
     try:
         import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as error:

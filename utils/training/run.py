@@ -68,7 +68,8 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             if distributed.is_main():
                 self._lock = self._locked()
-                self._clean(last)
+                self._check_unchanged(last)
+                self._clean()
         except OSError as error:
             raise RunError(f"cannot write to --output-dir {folder}: {error.strerror}") from None
 
@@ -88,11 +89,13 @@ class Run:
         lock.flush()
         return lock
 
-    def _clean(self, last):
-        """Remove what a killed process left half written: nobody else writes here while this one holds the lock."""
+    def _check_unchanged(self, last):
         if last is not None and last != last_of(self.folder):
             self.close()
             raise UsageError(f"another process has trained in {self.folder} meanwhile: --resume once more")
+
+    def _clean(self):
+        """Remove what a killed process left half written: nobody else writes here while this one holds the lock."""
         for name in (LAST, BEST, METRICS, ARGS, SUMMARY):
             for half in self.folder.glob(f".{name}.*.tmp"):
                 half.unlink()
