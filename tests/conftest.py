@@ -8,7 +8,7 @@ import torch
 from image_tree import make_tree
 from PIL import Image
 
-from models.resnet import CIFAR_STAGES
+from models.resnet import CIFAR_STAGES, IMAGENET_STAGES
 from utils.training.runtime import keep_freed_memory
 
 keep_freed_memory()  # as training does: a tenth of the time of what builds many networks
@@ -58,7 +58,16 @@ def small_tree(tmp_path):
 
 
 @pytest.fixture
-def short_resnet20(monkeypatch):
-    """`resnet20` has 6 binary convolutions instead of 18, for tests whose time goes with their number."""
-    widths, _ = CIFAR_STAGES["resnet20"]
-    monkeypatch.setitem(CIFAR_STAGES, "resnet20", (widths, (1, 1, 1)))
+def small_resnet20():
+    """`resnet20` has two stages of two binary convolutions each, for tests whose time goes with its size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CIFAR_STAGES, "resnet20", ((16, 32), (1, 1)))
+        yield
+
+
+@pytest.fixture
+def small_resnet18():
+    """The like for ImageNet's `resnet18`: four stages, narrower than its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(IMAGENET_STAGES, "resnet18", ((16, 32, 64, 128), (1, 1, 1, 1)))
+        yield

@@ -1,6 +1,7 @@
 """imagenet.train with BatchNorm in evaluation mode, where a batch's parts do not depend on each other, and in double
 precision, where the order of a sum does not show. What it trains is dumped by every rank: DUMP<rank>.pt; with it the
-rotations that RBNN's first convolution uses, in order, where every rank but the first has fitted another."""
+rotations that RBNN's first convolution uses, in order, where every rank but the first has fitted another. The network
+is a narrow one of four pairs of convolutions."""
 
 import os
 import sys
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from imagenet import batches, train
+from models.resnet import IMAGENET_STAGES
 from modules.weights import Rotation
 from utils.training import distributed
 from utils.training.trainer import Trainer
@@ -32,11 +34,12 @@ def fit_another(rotation, w):
 
 
 def recording_rotate(rotation, w):
-    if w.shape[:2] == (64, 64) and rotation.training:
+    if w.shape[:2] == (16, 16) and rotation.training:
         used.append(rotation.left.clone())
     return rotate(rotation, w)
 
 
+IMAGENET_STAGES["resnet18"] = (16, 32, 64, 128), (1, 1, 1, 1)
 Trainer.fit, Rotation.fit_to, Rotation.forward = dumping_fit, fit_another, recording_rotate
 if frozen:
     torch.set_default_dtype(torch.float64)

@@ -12,7 +12,7 @@ from utils.training.losses import cross_entropy
 
 
 @pytest.mark.parametrize(("method", "variant"), [("bireal", "released"), ("irnet", "paper"), ("reactnet", "quantile")])
-def test_no_graph_breaks_and_no_recompiles(method, variant, short_resnet20):
+def test_no_graph_breaks_and_no_recompiles(method, variant, small_resnet20):
     torch._dynamo.reset()
     graphs = []
 
@@ -69,7 +69,7 @@ def as_it_is(step):
 
 
 @pytest.mark.parametrize("method", ["bireal", "rbnn", "recu", "adabin"])
-def test_compiled_and_eager_losses_agree(method, short_resnet20):
+def test_compiled_and_eager_losses_agree(method, small_resnet20):
     def compiled(step):
         step.compile(backend="aot_eager", fullgraph=True, dynamic=False)
 
@@ -77,7 +77,7 @@ def test_compiled_and_eager_losses_agree(method, short_resnet20):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_graphs_learn_as_eager_steps_do(short_resnet20):
+def test_cuda_graphs_learn_as_eager_steps_do(small_resnet20):
     device = runtime.choose_device("cuda")
 
     def compiled(step):

@@ -23,7 +23,7 @@ def test_logits_are_those_of_the_cpu_in_float32(pytestconfig):
     assert (logits["cuda"] - logits["cpu"]).abs().max() < 1e-4 * logits["cpu"].abs().max()
 
 
-def test_deterministic_runs_are_equal_to_the_bit(tmp_path, short_resnet20):
+def test_deterministic_runs_are_equal_to_the_bit(tmp_path, small_resnet20):
     flags = ["--dataset", "digits", "--device", "cuda", "--ires", "--recovery", "cirec", "--no-progress"]
     flags += ["--epochs", "2", "--batch-size", "64", "--lr", "0.05", "--deterministic", "--compile", "off"]
     for name in ("a", "b"):

@@ -84,8 +84,9 @@ def test_ranks_hold_identical_weights_and_rotations(uninterrupted):
 
 @pytest.mark.slow
 def test_a_killed_rank_is_restarted_and_ends_alike(tree, tmp_path, uninterrupted):
-    argv = ("-m", "imagenet.train", "--data-dir", tree, *TINY, *ROTATED, "--output-dir", tmp_path / "run")
-    process = start(*TORCHRUN, "--max-restarts", 1, *argv, "--checkpoint-minutes", 1e-6)
+    argv = ("tests/frozen_train.py", "--data-dir", tree, *TINY, *ROTATED, "--output-dir", tmp_path / "run")
+    argv = ("--max-restarts", 1, *argv, "--checkpoint-minutes", 1e-6)
+    process = start(*TORCHRUN, *argv, DUMP=str(tmp_path / "rank"))
     deadline = time.monotonic() + 100
     while not (tmp_path / "run" / "metrics.csv").exists():  # written after the first epoch
         assert time.monotonic() < deadline

@@ -184,7 +184,7 @@ def test_stage_2_starts_from_stage_1_and_names_what_is_new(tmp_path):
         start_from(model, first, path)
 
 
-def test_two_stages_from_a_trained_teacher(tree, tmp_path, monkeypatch, capsys):
+def test_two_stages_from_a_trained_teacher(tree, small_resnet18, tmp_path, monkeypatch, capsys):
     """The smallest real run: a full-precision teacher, both stages with IRes and distillation, and the evaluation."""
     short = ["--image-size", 64, "--batch-size", 10, "--epochs", 3]
     real = ["--stage", "single", "--weight-bits", 32, "--activation-bits", 32, "--teacher", "none"]

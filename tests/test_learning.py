@@ -12,7 +12,7 @@ LR = {"rbnn": 0.02}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_epochs_of_digits(method, tmp_path, short_resnet20):
+def test_two_epochs_of_digits(method, tmp_path, small_resnet20):
     argv = ["--dataset", "digits", "--method", method, "--epochs", 2, "--batch-size", 32, "--warmup-epochs", 0]
     argv += ["--lr", LR.get(method, 0.1), "--no-progress", "--device", "cpu", "--output-dir", tmp_path / "run"]
     train.main([str(word) for word in argv])

@@ -11,6 +11,7 @@ from imagenet import train
 from utils import checkpoint
 from utils.training.signals import StopSignal
 
+pytestmark = pytest.mark.usefixtures("small_resnet18")
 TINY = ["--image-size", 32, "--batch-size", 8, "--epochs", 2, "--teacher", "none", "--deterministic"]
 SHORT = [*TINY, "--epochs", 1, "--method", "bnn", "--stage"]
 
