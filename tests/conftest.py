@@ -7,6 +7,7 @@ import pytest
 import torch
 from image_tree import make_tree
 from PIL import Image
+from small_networks import RESNET18, RESNET20
 
 from models.resnet import CIFAR_STAGES, IMAGENET_STAGES
 from utils.training.runtime import keep_freed_memory
@@ -59,15 +60,13 @@ def small_tree(tmp_path):
 
 @pytest.fixture
 def small_resnet20():
-    """`resnet20` has two stages of two binary convolutions each, for tests whose time goes with its size."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(CIFAR_STAGES, "resnet20", ((16, 32), (1, 1)))
+        patch.setitem(CIFAR_STAGES, "resnet20", RESNET20)
         yield
 
 
 @pytest.fixture
 def small_resnet18():
-    """The like for ImageNet's `resnet18`: four stages, narrower than its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(IMAGENET_STAGES, "resnet18", ((16, 32, 64, 128), (1, 1, 1, 1)))
+        patch.setitem(IMAGENET_STAGES, "resnet18", RESNET18)
         yield

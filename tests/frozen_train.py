@@ -1,12 +1,13 @@
 """imagenet.train with BatchNorm in evaluation mode, where a batch's parts do not depend on each other, and in double
 precision, where the order of a sum does not show. What it trains is dumped by every rank: DUMP<rank>.pt; with it the
-rotations that RBNN's first convolution uses, in order, where every rank but the first has fitted another. The network
-is a narrow one of four pairs of convolutions."""
+rotations that RBNN's first convolution uses, in order, where every rank but the first has fitted another. Its network
+is small."""
 
 import os
 import sys
 
 import torch
+from small_networks import RESNET18
 from torch import nn
 
 from imagenet import batches, train
@@ -17,7 +18,7 @@ from utils.training.trainer import Trainer
 
 frozen = os.environ.get("FROZEN") == "1"
 fit, fit_to, rotate = Trainer.fit, Rotation.fit_to, Rotation.forward
-used = []
+used, width = [], RESNET18[0][0]
 
 
 def dumping_fit(trainer, *args, **kwargs):
@@ -34,12 +35,12 @@ def fit_another(rotation, w):
 
 
 def recording_rotate(rotation, w):
-    if w.shape[:2] == (16, 16) and rotation.training:
+    if w.shape[:2] == (width, width) and rotation.training:
         used.append(rotation.left.clone())
     return rotate(rotation, w)
 
 
-IMAGENET_STAGES["resnet18"] = (16, 32, 64, 128), (1, 1, 1, 1)
+IMAGENET_STAGES["resnet18"] = RESNET18
 Trainer.fit, Rotation.fit_to, Rotation.forward = dumping_fit, fit_another, recording_rotate
 if frozen:
     torch.set_default_dtype(torch.float64)
