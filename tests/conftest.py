@@ -60,6 +60,7 @@ def small_tree(tmp_path):
 
 @pytest.fixture
 def small_resnet20():
+    """RESNET20 for `resnet20`, put there apart from the test's own `monkeypatch`, whose undo() leaves it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(CIFAR_STAGES, "resnet20", RESNET20)
         yield
@@ -67,6 +68,7 @@ def small_resnet20():
 
 @pytest.fixture
 def small_resnet18():
+    """The like for ImageNet's `resnet18`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(IMAGENET_STAGES, "resnet18", RESNET18)
         yield
